@@ -1,0 +1,112 @@
+"""The connection to PostgreSQL, and the schema in `sql/` that it must have."""
+
+import re
+from pathlib import Path
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg import Connection
+
+from rag_pipeline.core.errors import ServiceError
+
+MIGRATIONS = Path(__file__).parents[2] / "sql"
+
+# Earlier pgvector can corrupt an HNSW graph when an insert meets a vacuum (fixed in 0.8.3 and 0.8.4).
+OLDEST_PGVECTOR = (0, 8, 4)
+
+# Any number, as long as every process that migrates uses the same one.
+MIGRATION_LOCK = 7_240_611
+
+
+def connect(database_url: str, *, autocommit: bool = True) -> Connection:
+    """A connection that understands `vector` values; `with connection.transaction():` groups statements.
+
+    Raises ServiceError when the server cannot be reached.
+    """
+    connection = _open(database_url, autocommit)
+    register_vector(connection)
+    return connection
+
+
+def migrate(database_url: str) -> None:
+    """Bring the schema to the version this code was written for. Safe to call from several processes at once.
+
+    Raises ServiceError when the server cannot be reached, its pgvector is too old, or its schema is newer than this code.
+    """
+    migrations = _migrations()
+    with _open(database_url, autocommit=True) as connection:
+        if _version(connection) == max(migrations):
+            return
+        connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        _require_pgvector(connection)
+        connection.execute("CREATE SCHEMA IF NOT EXISTS rag")
+        connection.execute(
+            """CREATE TABLE IF NOT EXISTS rag.migration
+               (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"""
+        )
+        applied = _version(connection)
+        if applied > max(migrations):
+            raise ServiceError(
+                f"the database has schema version {applied}, this code knows {max(migrations)}: update rag_pipeline"
+            )
+        for version in sorted(v for v in migrations if v > applied):
+            with connection.transaction():
+                connection.execute(migrations[version].read_bytes())
+                connection.execute(
+                    "INSERT INTO rag.migration (version, name) VALUES (%s, %s)", [version, migrations[version].stem]
+                )
+
+
+def masked(database_url: str) -> str:
+    """The URL as it may be shown to a person: without its password."""
+    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", re.sub(r"(password=)[^&\s]+", r"\1***", database_url))
+
+
+def _open(database_url: str, autocommit: bool) -> Connection:
+    try:
+        return psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10, application_name="rag_pipeline")
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ServiceError(
+            f"cannot reach PostgreSQL at {masked(database_url)}: {reason}; start it or correct RAG_DATABASE_URL"
+        ) from None
+
+
+def _migrations() -> dict[int, Path]:
+    return {int(path.name.split("_")[0]): path for path in MIGRATIONS.glob("[0-9]*.sql")}
+
+
+def _version(connection: Connection) -> int:
+    """The newest migration that was applied; 0 in a database that has none."""
+    if connection.execute("SELECT to_regclass('rag.migration')").fetchone()[0] is None:
+        return 0
+    return connection.execute("SELECT coalesce(max(version), 0) FROM rag.migration").fetchone()[0]
+
+
+def _require_pgvector(connection: Connection) -> None:
+    oldest = ".".join(map(str, OLDEST_PGVECTOR))
+    row = connection.execute(
+        """SELECT coalesce(installed_version, default_version), default_version, installed_version IS NOT NULL
+           FROM pg_available_extensions WHERE name = 'vector'"""
+    ).fetchone()
+    if row is None:
+        raise ServiceError(f"this PostgreSQL has no pgvector: install pgvector {oldest} or newer on the server")
+    version, available, installed = row
+    if _numbers(version) < OLDEST_PGVECTOR:
+        remedy = (
+            "run ALTER EXTENSION vector UPDATE"
+            if _numbers(available) >= OLDEST_PGVECTOR
+            else f"install pgvector {oldest} or newer on the server"
+        )
+        raise ServiceError(f"pgvector {version} is too old, {oldest} is needed: {remedy}")
+    if not installed:
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except psycopg.errors.InsufficientPrivilege:
+            raise ServiceError(
+                "this login may not create extensions: run CREATE EXTENSION vector as a superuser once"
+            ) from None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

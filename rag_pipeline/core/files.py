@@ -1,0 +1,134 @@
+"""The files of a collection's source: listing them completely, and opening one."""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+from fsspec.utils import glob_translate
+
+from rag_pipeline.core.collections import Collection
+from rag_pipeline.core.errors import SourceError
+
+# A file this young may be written to again within the same tick of its file system's clock, so that its time tells nothing.
+YOUNG_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file as a listing shows it.
+
+    `stamp` tells two versions apart before anything is read (None: it cannot), `modified` is in seconds since 1970.
+    """
+
+    path: str
+    size: int
+    stamp: str | None
+    modified: float
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A complete listing of a source, by path; `skipped` counts what is hidden, excluded or leads outside."""
+
+    files: dict[str, SourceFile]
+    skipped: int
+
+
+def list_source(collection: Collection) -> Listing:
+    """Every file of the source that the collection's globs let in. Raises SourceError unless the listing is complete."""
+    wanted = _filter(collection.settings.include, collection.settings.exclude)
+    files, skipped = {}, 0
+    walk = _walk_remote if "://" in collection.source else _walk_local
+    try:
+        for file in walk(collection.source):
+            if file is not None and wanted(file.path):
+                files[file.path] = file
+            else:
+                skipped += 1
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SourceError(
+            f"cannot list {collection.source}, the source of {collection.name}: {reason}; "
+            "nothing was changed: make it readable, or name another with rag collection"
+        ) from error
+    return Listing(files, skipped)
+
+
+def location(source: str, path: str) -> str:
+    """Where a file of a source lies: a local path or an fsspec URL."""
+    return f"{source.rstrip('/')}/{path}"
+
+
+def open_file(where: str) -> BinaryIO:
+    """A file opened for reading bytes. Raises OSError."""
+    return fsspec.open(where, "rb").open() if "://" in where else Path(where).open("rb")
+
+
+def _walk_local(source: str) -> Iterator[SourceFile | None]:
+    """The files below a folder; None for each entry that is skipped: hidden, leading outside, or no regular file."""
+    root = os.path.realpath(source)
+    now = time.time_ns()
+    folders = [(source, "", (root,))]
+    while folders:
+        folder, prefix, ancestors = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                target = os.path.realpath(entry.path) if entry.is_symlink() else None
+                if entry.name.startswith(".") or not _is_utf8(entry.name) or not _stays_inside(target, root, ancestors):
+                    yield None
+                    continue
+                path = prefix + entry.name
+                if entry.is_dir():
+                    folders.append((entry.path, path + "/", (*ancestors, target or f"{ancestors[-1]}/{entry.name}")))
+                    continue
+                status = entry.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    yield None
+                    continue
+                young = abs(now - status.st_mtime_ns) < YOUNG_NS
+                yield SourceFile(path, status.st_size, None if young else str(status.st_mtime_ns), status.st_mtime)
+
+
+def _stays_inside(target: str | None, root: str, ancestors: tuple[str, ...]) -> bool:
+    """Whether a symbolic link may be followed: to what exists below the source, and not to a folder that holds the link."""
+    return target is None or (
+        target.startswith(root + os.sep) and target not in ancestors and os.path.lexists(target)  # noqa: PTH
+    )
+
+
+def _walk_remote(source: str) -> Iterator[SourceFile | None]:
+    filesystem, root = fsspec.core.url_to_fs(source)
+    filesystem.invalidate_cache()
+    if not filesystem.exists(root):
+        raise FileNotFoundError("there is no such folder")
+    for full_path, entry in filesystem.find(root, detail=True).items():
+        path = full_path.removeprefix(root).lstrip("/")
+        if any(part.startswith(".") for part in path.split("/")):
+            yield None
+            continue
+        modified = entry.get("LastModified") or entry.get("mtime") or entry.get("created") or 0.0
+        modified = modified.timestamp() if isinstance(modified, datetime) else float(modified)
+        yield SourceFile(path, entry["size"], str(entry.get("ETag") or modified).strip('"'), modified)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name is valid UTF-8; another could not be stored, shown or asked for."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _filter(include: Iterable[str], exclude: Iterable[str]) -> Callable[[str], bool]:
+    """A glob with a slash speaks of the path, one without of the file's name at any depth."""
+
+    def matcher(globs: Iterable[str]) -> Callable[[str], object] | None:
+        patterns = [glob_translate(glob.lstrip("/") if "/" in glob else f"**/{glob}") for glob in globs]
+        return re.compile("|".join(patterns)).match if patterns else None
+
+    included, excluded = matcher(include), matcher(exclude)
+    return lambda path: (included is None or bool(included(path))) and not (excluded is not None and excluded(path))

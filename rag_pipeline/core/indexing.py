@@ -1,0 +1,268 @@
+"""Vector indexes: one partition of `rag.indexed_chunk` each, with one HNSW graph and one GIN index over its rows.
+
+A collection serves from its active index. A change that would reshape it, or outgrow it, is prepared in another one built
+beside it, and takes effect when `pgvector_index` switches to that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psycopg
+from pgvector import Vector
+from psycopg import Connection, sql
+from psycopg.rows import class_row
+
+from rag_pipeline.core.collections import Collection
+from rag_pipeline.core.models import EmbeddingModel
+
+# pgvector's HNSW takes vectors of at most this many dimensions in full precision, twice as many in half.
+FULL_PRECISION_DIMENSIONS = 2000
+
+# Below this, extending the live graph is quicker than thinking about it.
+SMALL_INDEX = 1000
+
+
+@dataclass(frozen=True)
+class VectorIndex:
+    """A row of `rag.vector_index`. `rows` counts its chunks, `dead_rows` those deleted since its graph was built."""
+
+    id: int
+    collection: str
+    model: str
+    dimensions: int
+    precision: str
+    text_search: str
+    m: int
+    ef_construction: int
+    rows: int
+    dead_rows: int
+    active: bool
+
+    @property
+    def table(self) -> sql.Identifier:
+        return sql.Identifier("rag", f"indexed_chunk_{self.id}")
+
+
+def active_index(connection: Connection, name: str) -> VectorIndex | None:
+    """The index that readers of the collection use."""
+    return next((index for index in _living(connection, name) if index.active), None)
+
+
+def target_index(connection: Connection, name: str) -> VectorIndex | None:
+    """The index that is being brought up to date: the one under construction, else the active one."""
+    return next(iter(sorted(_living(connection, name), key=lambda index: index.active)), None)
+
+
+def choose_target(connection: Connection, collection: Collection, model: EmbeddingModel) -> VectorIndex:
+    """The index to bring up to date, begun anew beside the active one when that cannot or should not be extended."""
+    settings = collection.settings
+    half = settings.precision == "half" or model.dimensions > FULL_PRECISION_DIMENSIONS
+    shape = {
+        "model": model.name,
+        "dimensions": model.dimensions,
+        "precision": "half" if half else "full",
+        "text_search": settings.text_search,
+        "m": settings.hnsw_m,
+        "ef_construction": settings.hnsw_ef_construction,
+    }
+    target = None
+    for index in _living(connection, collection.name):
+        fits = all(getattr(index, key) == value for key, value in shape.items())
+        if index.active:
+            if fits and target is None and not _outgrown(connection, index):
+                target = index
+        elif fits:
+            target = index
+        else:
+            _retire(connection, index)
+    return target or _begin(connection, collection.name, shape)
+
+
+def count_missing(connection: Connection, index: VectorIndex) -> int:
+    """How many distinct chunks the collection's documents have that the index has not."""
+    return connection.execute(
+        sql.SQL("SELECT count(DISTINCT content_hash) FROM ({}) AS missing").format(missing_chunks(index)),
+        {"collection": index.collection, "index": index.id},
+    ).fetchone()[0]
+
+
+def missing_chunks(index: VectorIndex) -> sql.SQL:
+    """The chunks a live index lacks of what is pending, or one under construction of everything.
+
+    Bind `collection` and `index`.
+    """
+    documents = "pending AND" if index.active else ""
+    return sql.SQL(
+        """SELECT c.* FROM rag.token_chunk c
+           WHERE c.collection = %(collection)s
+                 AND c.chunk_key IN (SELECT chunk_key FROM rag.document
+                                     WHERE collection = %(collection)s AND {documents} NOT removed)
+                 AND NOT EXISTS (SELECT FROM rag.indexed_chunk i
+                                 WHERE i.index_id = %(index)s AND i.content_hash = c.content_hash)"""
+    ).format(documents=sql.SQL(documents))
+
+
+def copy_from_sibling(connection: Connection, index: VectorIndex) -> int:
+    """Take over the vectors that another index of the collection has from the same model; how many were."""
+    with connection.transaction():
+        copied = connection.execute(
+            sql.SQL(
+                """INSERT INTO {table} (index_id, content_hash, input, embedding, terms)
+                   SELECT DISTINCT ON (s.content_hash) %(index)s, s.content_hash, s.input, s.embedding,
+                          to_tsvector(%(text_search)s::regconfig, s.input)
+                   FROM rag.indexed_chunk s
+                   JOIN rag.vector_index v ON v.id = s.index_id
+                   WHERE v.collection = %(collection)s AND v.id <> %(index)s AND v.retired_at IS NULL
+                         AND v.model = %(model)s AND v.dimensions = %(dimensions)s
+                         AND s.content_hash IN (SELECT content_hash FROM ({missing}) AS missing)
+                   ORDER BY s.content_hash"""
+            ).format(table=index.table, missing=missing_chunks(index)),
+            {
+                "collection": index.collection,
+                "index": index.id,
+                "text_search": index.text_search,
+                "model": index.model,
+                "dimensions": index.dimensions,
+            },
+        ).rowcount
+        _add_rows(connection, index, copied)
+    return copied
+
+
+def insert_chunks(connection: Connection, index: VectorIndex, rows: Sequence[tuple[bytes, str, np.ndarray]]) -> int:
+    """Write (content hash, embedded input, vector) rows, committed together; how many were new to the index."""
+    with connection.transaction():
+        connection.execute(
+            """CREATE TEMPORARY TABLE IF NOT EXISTS arriving (content_hash bytea, input text, embedding vector)
+               ON COMMIT DELETE ROWS"""
+        )
+        with connection.cursor().copy(
+            "COPY arriving (content_hash, input, embedding) FROM STDIN WITH (FORMAT BINARY)"
+        ) as copy:
+            copy.set_types(["bytea", "text", "vector"])
+            for content_hash, text, vector in rows:
+                copy.write_row((content_hash, text, Vector(vector)))
+        inserted = connection.execute(
+            sql.SQL(
+                """INSERT INTO {table} (index_id, content_hash, input, embedding, terms)
+                   SELECT %(index)s, content_hash, input, embedding, to_tsvector(%(text_search)s::regconfig, input)
+                   FROM arriving ON CONFLICT DO NOTHING"""
+            ).format(table=index.table),
+            {"index": index.id, "text_search": index.text_search},
+        ).rowcount
+        _add_rows(connection, index, inserted)
+    return inserted
+
+
+def build_graph(connection: Connection, index: VectorIndex) -> None:
+    """Build the HNSW graph (cosine) and the text index over the rows loaded so far; at once when they are there."""
+    kind, operators = ("halfvec", "halfvec_cosine_ops") if index.precision == "half" else ("vector", "vector_cosine_ops")
+    name = f"indexed_chunk_{index.id}"
+    with connection.transaction():
+        connection.execute(
+            "SELECT set_config('maintenance_work_mem', %s, true)", [f"{_build_memory_mb(connection, index)}MB"]
+        )
+        connection.execute(
+            sql.SQL(
+                """CREATE INDEX IF NOT EXISTS {name} ON {table}
+                   USING hnsw ((embedding::{kind}({dimensions})) {operators})
+                   WITH (m = {m}, ef_construction = {ef_construction})"""
+            ).format(
+                name=sql.Identifier(f"{name}_hnsw"),
+                table=index.table,
+                kind=sql.SQL(kind),
+                dimensions=sql.Literal(index.dimensions),
+                operators=sql.SQL(operators),
+                m=sql.Literal(index.m),
+                ef_construction=sql.Literal(index.ef_construction),
+            )
+        )
+        connection.execute(
+            sql.SQL("CREATE INDEX IF NOT EXISTS {name} ON {table} USING gin (terms)").format(
+                name=sql.Identifier(f"{name}_terms"), table=index.table
+            )
+        )
+    connection.execute(sql.SQL("ANALYZE {table}").format(table=index.table))
+
+
+def drop_retired(connection: Connection, name: str) -> None:
+    """Drop the collection's retired partitions, save those a reader may still be on its way to.
+
+    Dropping locks the parent for a moment; when that is not to be had at once, a later run does it.
+    """
+    retired = connection.execute(
+        "SELECT id FROM rag.vector_index WHERE collection = %s AND retired_at < now() - interval '1 minute'", [name]
+    ).fetchall()
+    for (index_id,) in retired:
+        try:
+            with connection.transaction():
+                connection.execute("SET LOCAL lock_timeout = '100ms'")
+                connection.execute(
+                    sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("rag", f"indexed_chunk_{index_id}"))
+                )
+                connection.execute("DELETE FROM rag.vector_index WHERE id = %s", [index_id])
+        except psycopg.errors.LockNotAvailable:
+            return
+
+
+def _living(connection: Connection, name: str) -> list[VectorIndex]:
+    """The collection's indexes that are not retired: the newest first."""
+    with connection.cursor(row_factory=class_row(VectorIndex)) as cursor:
+        return cursor.execute(
+            """SELECT v.id, v.collection, v.model, v.dimensions, v.precision, v.text_search::text, v.m,
+                      v.ef_construction, v.rows, v.dead_rows, v.id IS NOT DISTINCT FROM c.active_index AS active
+               FROM rag.vector_index v JOIN rag.collection c ON c.name = v.collection
+               WHERE v.collection = %s AND v.retired_at IS NULL ORDER BY v.id DESC""",
+            [name],
+        ).fetchall()
+
+
+def _outgrown(connection: Connection, index: VectorIndex) -> bool:
+    """Whether building anew is cheaper, and makes a better graph, than extending the live one by what is missing."""
+    if index.dead_rows > max(index.rows, SMALL_INDEX):
+        return True
+    missing = count_missing(connection, index)
+    return missing > SMALL_INDEX and missing > index.rows / 2
+
+
+def _begin(connection: Connection, name: str, shape: dict[str, object]) -> VectorIndex:
+    """A new, empty partition. Made apart and attached, which lets readers of other collections pass."""
+    with connection.transaction():
+        (index_id,) = connection.execute(
+            """INSERT INTO rag.vector_index (collection, model, dimensions, precision, text_search, m, ef_construction)
+               VALUES (%(collection)s, %(model)s, %(dimensions)s, %(precision)s, %(text_search)s::regconfig, %(m)s,
+                       %(ef_construction)s) RETURNING id""",
+            {"collection": name, **shape},
+        ).fetchone()
+        table = sql.Identifier("rag", f"indexed_chunk_{index_id}")
+        connection.execute(
+            sql.SQL("CREATE TABLE {table} (LIKE rag.indexed_chunk INCLUDING ALL, CHECK (index_id = {id}))").format(
+                table=table, id=sql.Literal(index_id)
+            )
+        )
+        connection.execute(
+            sql.SQL("ALTER TABLE rag.indexed_chunk ATTACH PARTITION {table} FOR VALUES IN ({id})").format(
+                table=table, id=sql.Literal(index_id)
+            )
+        )
+    return next(index for index in _living(connection, name) if index.id == index_id)
+
+
+def _retire(connection: Connection, index: VectorIndex) -> None:
+    connection.execute("UPDATE rag.vector_index SET retired_at = now() WHERE id = %s", [index.id])
+
+
+def _add_rows(connection: Connection, index: VectorIndex, number: int) -> None:
+    connection.execute("UPDATE rag.vector_index SET rows = rows + %s WHERE id = %s", [number, index.id])
+
+
+def _build_memory_mb(connection: Connection, index: VectorIndex) -> int:
+    """Memory that holds the whole graph while it is built: a vector, its neighbours on all layers (about 2 m links of
+    16 bytes) and some 200 bytes of bookkeeping for each row; at least what the server is set to."""
+    (configured,) = connection.execute(
+        "SELECT setting::bigint / 1024 FROM pg_settings WHERE name = 'maintenance_work_mem'"
+    ).fetchone()
+    (rows,) = connection.execute("SELECT rows FROM rag.vector_index WHERE id = %s", [index.id]).fetchone()
+    needed = rows * (index.dimensions * 4 + 2 * index.m * 16 + 200) // 2**20
+    return max(configured, min(needed + 64, 8192))

@@ -1,0 +1,187 @@
+"""What a file is: told from its bytes, the name breaking ties between kinds of text."""
+
+import re
+import zipfile
+from pathlib import Path, PurePath
+
+from .parsing.encodings import MARKS, decode, is_text
+
+HEAD_BYTES = 65536
+UNKNOWN = "application/octet-stream"
+
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+PPTX = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+ODT = "application/vnd.oasis.opendocument.text"
+EPUB = "application/epub+zip"
+DOC, PPT, XLS = "application/msword", "application/vnd.ms-powerpoint", "application/vnd.ms-excel"
+MSG = "application/vnd.ms-outlook"
+ENCRYPTED_OFFICE = "application/x-encrypted-office"
+
+# The first bytes of the formats that have a signature (their specifications; https://www.iana.org/assignments/media-types).
+SIGNATURES = (
+    (b"{\\rtf", "application/rtf"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+    (b"ID3", "audio/mpeg"),
+    (b"OggS", "audio/ogg"),
+    (b"\x1f\x8b", "application/gzip"),
+    (b"BZh", "application/x-bzip2"),
+    (b"\xfd7zXZ\0", "application/x-xz"),
+    (b"7z\xbc\xaf\x27\x1c", "application/x-7z-compressed"),
+    (b"Rar!\x1a\x07", "application/vnd.rar"),
+    (b"\x7fELF", "application/x-executable"),
+)
+# Kinds of text that no byte tells apart: the name does.
+BY_SUFFIX = {
+    "text/plain": "txt text log",
+    "text/markdown": "md markdown mdown mkd",
+    "text/x-rst": "rst rest",
+    "text/org": "org",
+    "text/csv": "csv",
+    "text/tab-separated-values": "tsv tab",
+    "application/json": "json geojson",
+    "application/x-ndjson": "jsonl ndjson",
+    "text/html": "html htm xhtml",
+    "application/xml": "xml",
+    "message/rfc822": "eml",
+    "text/x-source": """py pyi ipynb_py js mjs cjs ts tsx jsx java kt kts scala c h cc cpp cxx hpp hh cs go rs rb php pl pm swift m mm r jl lua sh
+        bash zsh fish ps1 bat cmd sql hs ml mli ex exs erl clj cljs lisp el dart groovy gradle v vhd asm s f f90 pas vb tcl yaml yml toml ini
+        cfg conf properties env dockerfile makefile mk cmake tf proto graphql css scss sass less vue svelte tex bib diff patch awk sed""",
+}
+TYPE_OF_SUFFIX = {suffix: media_type for media_type, suffixes in BY_SUFFIX.items() for suffix in suffixes.split()}
+
+_HTML = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S)
+_XML = re.compile(r"\s*<\?xml\s|\s*(<!--.*?-->\s*)*<(!DOCTYPE\s+\w|[A-Za-z_][\w.:-]*(\s+[\w.:-]+\s*=\s*[\"'][^<]*)?/?>)", re.S)
+_MAIL_HEADER = re.compile(r"^([A-Za-z][A-Za-z0-9-]*):[ \t]*\S?", re.M)
+_MAIL_NAMES = {"from", "to", "cc", "subject", "date", "mime-version", "received", "return-path", "message-id", "delivered-to", "content-type",
+               "reply-to", "x-mailer", "dkim-signature", "sender", "content-transfer-encoding"}  # fmt: skip
+_JSON = re.compile(r"\s*[\[{]")
+
+
+def detect(head: bytes, name: str, path: Path | None = None) -> str:
+    """The media type of a file whose first HEAD_BYTES (or all, when it is smaller) are `head` and whose name is `name`.
+
+    `path` is opened only for containers (zip, OLE) whose kind does not show in `head`; a file that cannot be opened counts as not given.
+    Returns 'application/octet-stream' when nothing fits.
+    """
+    suffix = PurePath(name).suffix.lstrip(".").lower() or PurePath(name).name.lower()
+    # ISO 32000-1, annex H, implementation note 13: the header may stand anywhere in the first 1024 bytes.
+    if b"%PDF-" in head[:1024]:
+        return "application/pdf"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip_type(head, path)
+    if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
+        return _ole_type(head, suffix, path)
+    for signature, media_type in SIGNATURES:
+        if head.startswith(signature):
+            return media_type
+    if head[:4] == b"RIFF" and head[8:12] in (b"WEBP", b"WAVE", b"AVI "):
+        return {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}[head[8:12]]
+    if head[4:8] == b"ftyp":
+        return "video/mp4"
+    if not is_text(head):
+        return UNKNOWN
+    return _text_type(head, suffix)
+
+
+def _text_type(head: bytes, suffix: str) -> str:
+    named = TYPE_OF_SUFFIX.get(suffix)
+    start = _start(head)
+    if named not in ("text/markdown", "text/x-rst", "text/org", "text/x-source"):
+        if _HTML.match(start):
+            return "text/html"
+        if start.lstrip().startswith("<?xml") or (named in (None, "application/xml") and _XML.match(start)):
+            return "application/xml"
+        if _is_mail(start):
+            return "message/rfc822"
+    if start.startswith("#!") and named in (None, "text/plain"):
+        return "text/x-source"
+    if named is None and _JSON.match(start) and re.match(r"\s*(\{\s*\"|\[\s*[\[{\"\d])", start):
+        return "application/json"
+    return named or "text/plain"
+
+
+def _start(head: bytes) -> str:
+    """The first characters of a text, for looking at only."""
+    sample = head[:8192]
+    if not any(sample.startswith(mark) for mark, _ in MARKS) and b"\0" not in sample:
+        return sample.decode("latin-1")
+    return decode(sample[: len(sample) // 4 * 4]).text
+
+
+def _is_mail(start: str) -> bool:
+    """A block of headers at the very start, three of them the usual ones of a message (RFC 5322), or two when one says MIME."""
+    headers = re.split(r"\r?\n\r?\n", start, maxsplit=1)[0]
+    first = headers.split("\n", 1)[0]
+    if not (_MAIL_HEADER.match(first) or first.startswith("From ")):
+        return False
+    names = {name.lower() for name in _MAIL_HEADER.findall(headers)} & _MAIL_NAMES
+    return len(names) >= 3 or (len(names) == 2 and bool(names & {"mime-version", "received", "message-id"}))
+
+
+def _zip_type(head: bytes, path: Path | None) -> str:
+    # OCF 3.3, 4.2.2 and ODF 1.3, part 2, 3.3: the first member is named mimetype, stored, and holds the type.
+    if head[30:38] == b"mimetype":
+        for media_type in (EPUB, ODT):
+            if head[38:].startswith(media_type.encode()) or media_type.encode() in head[38:120]:
+                return media_type
+    names = "\n".join(_local_names(head))
+    if found := _office_type(names):
+        return found
+    if path is not None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = "\n".join(archive.namelist())
+                if "mimetype" in archive.namelist():
+                    with archive.open("mimetype") as member:
+                        declared = member.read(100).decode("latin-1").strip()
+                    if declared in (EPUB, ODT):
+                        return declared
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError):
+            return "application/zip"
+    return _office_type(names) or "application/zip"
+
+
+def _local_names(head: bytes) -> list[str]:
+    return [
+        head[match.end() : match.end() + int.from_bytes(head[match.start() + 26 : match.start() + 28], "little")].decode("latin-1")
+        for match in re.finditer(rb"PK\x03\x04.{26}", head, re.S)
+    ]
+
+
+def _office_type(names: str) -> str | None:
+    for folder, media_type in (("word/", DOCX), ("ppt/", PPTX), ("xl/", XLSX)):
+        if re.search(f"^{folder}(document|presentation|workbook)", names, re.M):
+            return media_type
+    if "META-INF/container.xml" in names:
+        return EPUB
+    return None
+
+
+def _ole_type(head: bytes, suffix: str, path: Path | None) -> str:
+    """The stream names of a compound file tell its kind ([MS-CFB]); they may lie anywhere in it."""
+    directory = head
+    if path is not None:
+        try:
+            import olefile
+
+            with olefile.OleFileIO(str(path)) as ole:
+                directory = "\n".join("/".join(entry) for entry in ole.listdir()).encode("utf-16-le")
+        except (OSError, ImportError, ValueError, TypeError, IndexError, AttributeError):
+            pass
+    for stream, media_type in (
+        ("EncryptedPackage", ENCRYPTED_OFFICE),
+        ("WordDocument", DOC),
+        ("PowerPoint Document", PPT),
+        ("Workbook", XLS),
+        ("Book", XLS),
+        ("__substg1.0_", MSG),
+        ("__properties_version1", MSG),
+    ):
+        if stream.encode("utf-16-le") in directory:
+            return media_type
+    return {"doc": DOC, "ppt": PPT, "xls": XLS, "msg": MSG}.get(suffix, "application/x-ole-storage")

@@ -1,0 +1,149 @@
+"""From bytes to characters: marks first, then what the file declares, then UTF-8, then the best guess, which is said to be one."""
+
+import codecs
+import re
+from dataclasses import dataclass
+
+MARKS = (  # UTF-32 before UTF-16: the mark of the one begins with that of the other.
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# What the web calls by these names is their superset (WHATWG Encoding Standard, labels).
+SUPERSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030",
+             "euc_kr": "cp949", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-8-i": "iso8859-8"}  # fmt: skip
+# Encodings of one byte a character that charset-normalizer may choose from; the many others only add wrong guesses.
+ONE_BYTE = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "iso8859_2", "cp866"]
+# Fewer bytes beyond ASCII than this tell nothing about the language, so nothing about the encoding.
+ENOUGH_TO_GUESS = 24
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Text, the encoding it was read in, whether that is a guess, and how many bytes could not be read (U+FFFD stands for them)."""
+
+    text: str
+    encoding: str
+    guessed: bool = False
+    undecodable: int = 0
+
+    def metadata(self) -> dict[str, object]:
+        """What the document's metadata should say of its encoding: nothing where it is plain UTF-8."""
+        found: dict[str, object] = {} if self.encoding == "utf-8" else {"encoding": self.encoding}
+        if self.guessed:
+            found["encoding_guessed"] = True
+        if self.undecodable:
+            found["undecodable_bytes"] = self.undecodable
+        return found
+
+
+def decode(content: bytes, declared: str | None = None) -> Decoded:
+    """The text of `content`. `declared` is the encoding its container or header names: believed where the bytes allow it."""
+    for mark, encoding in MARKS:
+        if content.startswith(mark):
+            return _lenient(content, encoding)
+    if wide := wide_without_mark(content):
+        return _lenient(content, wide)
+    if declared and (encoding := known(declared)) and not encoding.startswith(("utf-16", "utf-32", "utf-7")):
+        text = _strict(content, SUPERSETS.get(encoding, encoding))
+        if text is not None:
+            return Decoded(text, encoding)
+    text = _strict(content, "utf-8")
+    if text is not None:
+        return Decoded(text, "utf-8")
+    if _mostly_utf8(content):
+        return _lenient(content, "utf-8")
+    return _guess(content)
+
+
+def known(label: str) -> str | None:
+    """Python's name of the text encoding a file calls `label`, None when it has no such encoding."""
+    label = label.strip().strip("\"'").lower()
+    label = {"x-sjis": "shift_jis", "windows-31j": "cp932", "iso-8859-8-i": "iso8859-8", "x-user-defined": ""}.get(label, label)
+    try:
+        info = codecs.lookup(label) if label else None
+    except (LookupError, ValueError):
+        return None
+    return info.name if info and info._is_text_encoding else None
+
+
+def wide_without_mark(content: bytes) -> str | None:
+    """UTF-16 or UTF-32 that carries no mark, by where its zero bytes stand; None for anything else."""
+    sample = content[:4096]
+    if b"\0" not in sample or len(content) % 2:
+        return None
+    if len(content) % 4 == 0 and len(sample) >= 8:
+        quarters = [sample[i::4].count(0) / max(len(sample[i::4]), 1) for i in range(4)]
+        if quarters[0] > 0.95 and quarters[1] > 0.95 and quarters[3] < 0.2 and _strict(content, "utf-32-be") is not None:
+            return "utf-32-be"
+        if quarters[3] > 0.95 and quarters[2] > 0.95 and quarters[0] < 0.2 and _strict(content, "utf-32-le") is not None:
+            return "utf-32-le"
+    even, odd = sample[0::2], sample[1::2]
+    zeros = even.count(0) / len(even), odd.count(0) / len(odd)
+    # Spaces, digits and line ends have a zero half in every script; the other half has none in a text.
+    if zeros[0] > 0.05 and zeros[1] == 0:
+        return "utf-16-be"
+    if zeros[1] > 0.05 and zeros[0] == 0:
+        return "utf-16-le"
+    return None
+
+
+def is_text(head: bytes) -> bool:
+    """Whether the first bytes of a file can be text: marked or recognisable UTF-16/32, or bytes with next to no controls."""
+    if any(head.startswith(mark) for mark, _ in MARKS) or wide_without_mark(head[: len(head) // 4 * 4]):
+        return True
+    controls = sum(head.count(c) for c in range(32) if c not in (9, 10, 12, 13, 27))
+    return controls <= len(head) * 0.001
+
+
+def _strict(content: bytes, encoding: str) -> str | None:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+def _lenient(content: bytes, encoding: str) -> Decoded:
+    text = content.decode(encoding, errors="replace")
+    lost = text.count("\ufffd") - (0 if _strict(content, encoding) is None else text.count("\ufffd"))
+    return Decoded(text, encoding.removesuffix("-sig"), undecodable=max(lost, 0))
+
+
+def _mostly_utf8(content: bytes) -> bool:
+    """UTF-8 with a little damage: far more whole sequences of several bytes than broken ones."""
+    text = content.decode("utf-8", errors="replace")
+    whole = sum(1 for _ in re.finditer("[^\x00-\x7f\ufffd]", text))
+    return whole > 10 * text.count("\ufffd")
+
+
+def _guess(content: bytes) -> Decoded:
+    japanese = _japanese(content)
+    if japanese:
+        return japanese
+    if len(content) - len(content.translate(None, bytes(range(128, 256)))) >= ENOUGH_TO_GUESS:
+        from charset_normalizer import from_bytes
+
+        best = from_bytes(content[:200_000], cp_isolation=[*ONE_BYTE, "big5", "gb18030", "cp949", "euc_jp", "cp932"]).best()
+        if best and (text := _strict(content, best.encoding)) is not None:
+            return Decoded(text, best.encoding, guessed=True)
+    for encoding in ("cp1252", "latin-1"):  # Latin-1 reads any bytes, so one of the two answers
+        text = _strict(content, encoding)
+        if text is not None:
+            break
+    return Decoded(text, encoding, guessed=True)
+
+
+def _japanese(content: bytes) -> Decoded | None:
+    """Shift-JIS or EUC-JP, recognised by kana: no Japanese text does without them, and few other texts decode to them."""
+    for encoding in ("cp932", "euc_jp"):
+        text = _strict(content, encoding)
+        if text is None:
+            continue
+        beyond_ascii = [c for c in text if c > "\x7f"]
+        kana = sum("\u3040" <= c <= "\u30ff" for c in beyond_ascii)
+        half_width = sum("\uff61" <= c <= "\uff9f" for c in beyond_ascii)
+        if kana > 0.1 * len(beyond_ascii) and half_width < 0.1 * len(beyond_ascii):
+            return Decoded(text, "shift_jis" if encoding == "cp932" else encoding, guessed=True)
+    return None

@@ -1,0 +1,259 @@
+"""PDF: lines with their place and typography out of pdfium, page range by page range; what they mean is decided once all are together."""
+
+import ctypes
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .document import Draft, ParsedText, ParseFailure, assemble
+from .normalising import normalise
+
+# More pages than any real document has; a page tree that claims more is a trick.
+MAX_PAGES = 50_000
+# pdfium's own error codes (fpdfview.h: FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY).
+ENCRYPTED_ERRORS = (4, 5)
+# A gap wider than this many letter heights parts two columns or two cells, not two words.
+CELL_GAP = 1.0
+_BOLD = re.compile(r"bold|black|heavy|demi|medi(?!um)|cmbx|cmb1", re.I)
+_MONO = re.compile(r"mono|courier|consol|typewriter|cmtt|cmsltt|fixed|menlo|code", re.I)
+
+
+@dataclass
+class PdfLine:
+    """A line of a page: text as pdfium reads it (U+FFFE is a hyphen at a line end), box in points from the lower left, typography.
+
+    cells: where wide gaps part the line, its pieces as [left, right, text].
+    """
+
+    text: str
+    left: float
+    bottom: float
+    right: float
+    top: float
+    size: float
+    bold: bool
+    mono: bool
+    cells: list[list] | None = None
+
+
+@dataclass
+class PdfPart:
+    """Pages first..last (from 1) of a document of `pages` pages. The part with page 1 has the outline, [level, title, page, y], and the metadata."""
+
+    first: int
+    pages: int
+    lines: list[list[PdfLine]]
+    images: bool = False
+    outline: list[list] = field(default_factory=list)
+    metadata: dict[str, object] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The part as JSON, to be kept until all parts of its document are there."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, part: str) -> "PdfPart":
+        """The inverse of `to_json`."""
+        values = json.loads(part)
+        values["lines"] = [[PdfLine(**line) for line in page] for page in values["lines"]]
+        return cls(**values)
+
+
+def parse_pdf(content: bytes, name: str) -> Draft:
+    """A whole PDF at once."""
+    from .pdf_layout import lay_out
+
+    return lay_out([parse_pages(content, 1, MAX_PAGES)])
+
+
+def page_count(source: bytes | Path) -> int:
+    """The number of pages. Raises ParseFailure 'encrypted', 'corrupt' or 'too large'."""
+    document = _open(source)
+    try:
+        return len(document)
+    finally:
+        document.close()
+
+
+def parse_pages(source: bytes | Path, first: int, last: int) -> PdfPart:
+    """Pages first..last (from 1; a last beyond the end means the end). Raises ParseFailure as `page_count` does."""
+    document = _open(source)
+    try:
+        part = PdfPart(first, len(document), [])
+        for number in range(first, min(last, part.pages) + 1):
+            lines, has_image = _read_page(document, number - 1)
+            part.lines.append(lines)
+            part.images |= has_image
+        if first == 1:
+            part.outline = _outline(document)
+            part.metadata = _metadata(document)
+        return part
+    finally:
+        document.close()
+
+
+def join_parts(parts: list[PdfPart]) -> ParsedText:
+    """The document that the parts make, in any order, as if parsed whole. Raises ParseFailure 'empty' or 'no text layer'."""
+    from .pdf_layout import lay_out
+
+    return assemble(lay_out(sorted(parts, key=lambda part: part.first)))
+
+
+def _open(source: bytes | Path):
+    import pypdfium2
+
+    try:
+        document = pypdfium2.PdfDocument(source)
+    except pypdfium2.PdfiumError as error:
+        if getattr(error, "err_code", None) in ENCRYPTED_ERRORS or "password" in str(error).lower():
+            raise ParseFailure("encrypted", "the PDF asks for a password") from None
+        raise ParseFailure("corrupt", f"not a readable PDF: {error}") from None
+    if len(document) > MAX_PAGES:
+        document.close()
+        raise ParseFailure("too large", f"more than {MAX_PAGES:,} pages")
+    return document
+
+
+def _read_page(document, index: int) -> tuple[list[PdfLine], bool]:
+    """The lines of a page, and whether a page without any shows a picture. A page that pdfium cannot load has no lines."""
+    import pypdfium2
+    import pypdfium2.raw as pdfium
+
+    try:
+        page = document[index]
+    except pypdfium2.PdfiumError:
+        return [], False
+    try:
+        text_page = page.get_textpage()
+        lines = _lines(text_page.raw)
+        text_page.close()
+        has_image = not lines and next(iter(page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_IMAGE])), None) is not None
+        return lines, has_image
+    finally:
+        page.close()
+
+
+def _lines(text_page) -> list[PdfLine]:
+    import pypdfium2.raw as pdfium
+
+    characters = pdfium.FPDFText_CountChars(text_page)
+    if characters <= 0:
+        return []
+    buffer = (ctypes.c_ushort * (2 * characters + 2))()
+    written = pdfium.FPDFText_GetText(text_page, 0, characters, buffer)
+    # Surrogates stay two code units here, so that offsets are pdfium's own.
+    units = "".join(map(chr, buffer[: max(written - 1, 0)]))
+    lines = []
+    start = 0
+    for raw in units.split("\r\n"):
+        if raw.strip():
+            inner = start + len(raw) - len(raw.lstrip())
+            lines.append(_line(pdfium, text_page, raw.strip(), inner))
+        start += len(raw) + 2
+    return lines
+
+
+def _line(pdfium, text_page, raw: str, start: int) -> PdfLine:
+    index = pdfium.FPDFText_GetCharIndexFromTextIndex
+    first, middle, last = index(text_page, start), index(text_page, start + len(raw) // 2), index(text_page, start + len(raw) - 1)
+    box, name, flags = pdfium.FS_RECTF(), ctypes.create_string_buffer(128), ctypes.c_int()
+    boxes, sizes, bold, mono = [], [], [], []
+    for position in (first, middle, last):
+        pdfium.FPDFText_GetLooseCharBox(text_page, position, box)
+        boxes.append((box.left, box.bottom, box.right, box.top))
+        sizes.append(pdfium.FPDFText_GetFontSize(text_page, position))
+        length = pdfium.FPDFText_GetFontInfo(text_page, position, name, 128, flags)
+        font = name.raw[: max(min(length, 128) - 1, 0)].decode("utf-8", "replace")
+        bold.append(pdfium.FPDFText_GetFontWeight(text_page, position) >= 600 or bool(_BOLD.search(font)))
+        mono.append(bool(flags.value & 1) or bool(_MONO.search(font)))
+    size = max(abs(boxes[1][3] - boxes[1][1]), 1.0) if max(sizes) <= 1.0 else max(sizes[0], sizes[1])
+    line = PdfLine(
+        _text(raw),
+        round(boxes[0][0], 1),
+        round(min(b[1] for b in boxes), 1),
+        round(boxes[2][2], 1),
+        round(max(b[3] for b in boxes), 1),
+        round(size, 1),
+        all(bold),
+        all(mono),
+    )
+    line.cells = _cells(pdfium, text_page, first, last, size)
+    return line
+
+
+def _cells(pdfium, text_page, first: int, last: int, size: float) -> list[list] | None:
+    """The pieces of a line that wide gaps part, None when there is but one."""
+    count = pdfium.FPDFText_CountRects(text_page, first, last - first + 1)
+    if count < 2:
+        return None
+    left, top, right, bottom = (ctypes.c_double() for _ in range(4))
+    spans: list[list[float]] = []
+    for number in range(count):
+        pdfium.FPDFText_GetRect(text_page, number, left, top, right, bottom)
+        if spans and -size < left.value - spans[-1][1] <= CELL_GAP * size:
+            spans[-1][1] = max(spans[-1][1], right.value)
+        elif spans and left.value < spans[-1][1]:
+            return None  # a second line, after a hyphen
+        else:
+            spans.append([left.value, right.value])
+    if len(spans) < 2:
+        return None
+    cells = [[round(left, 1), round(right, 1), []] for left, right in spans]
+    low, up, low_y, up_y = (ctypes.c_double() for _ in range(4))
+    current = 0
+    for position in range(first, last + 1):
+        unit = pdfium.FPDFText_GetUnicode(text_page, position)
+        if pdfium.FPDFText_GetCharBox(text_page, position, low, up, low_y, up_y) and unit not in (0x20, 0xA0, 0x0D, 0x0A):
+            while current + 1 < len(spans) and low.value >= spans[current + 1][0] - 0.5:
+                current += 1
+        cells[current][2].append(chr(unit))
+    return [[left, right, _text("".join(text)).strip()] for left, right, text in cells]
+
+
+def _text(units: str) -> str:
+    """Code units as characters: pairs of surrogates joined, lone ones replaced."""
+    if any("\ud800" <= unit <= "\udfff" for unit in units):
+        return units.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return units
+
+
+def _outline(document) -> list[list]:
+    """The bookmarks as [level from 1, title, page from 1, y or None], without those that lead nowhere."""
+    entries = []
+    for bookmark in document.get_toc(max_depth=10):
+        destination = bookmark.get_dest()
+        page = destination.get_index() if destination else None
+        if page is None:
+            continue
+        mode, position = destination.get_view()
+        # PDF_View: FPDFDOC_PDFDEST_XYZ = 1 holds x, y, zoom; FITH = 3 holds y.
+        y = position[1] if mode == 1 and len(position) > 1 else position[0] if mode == 3 and position else None
+        entries.append([bookmark.level + 1, " ".join(normalise(bookmark.get_title()).split()), page + 1, y])
+        if len(entries) >= MAX_PAGES:
+            break
+    return entries
+
+
+def _metadata(document) -> dict[str, object]:
+    raw = document.get_metadata_dict(skip_empty=True)
+    return {
+        "title": raw.get("Title"),
+        "authors": [raw["Author"]] if raw.get("Author") else [],
+        "created": _date(raw.get("CreationDate", "")),
+        "modified": _date(raw.get("ModDate", "")),
+        "pages": len(document),
+    }
+
+
+def _date(raw: str) -> str:
+    """A PDF date (ISO 32000-1, 7.9.4: D:YYYYMMDDHHmmSSOHH'mm') in ISO 8601; as found when it is none."""
+    match = re.match(r"(?:D:)?(\d{4})(\d\d)?(\d\d)?(\d\d)?(\d\d)?(\d\d)?\s*(Z|[+-]\d\d'?\d\d)?", raw)
+    if not match:
+        return raw
+    year, month, day, hour, minute, second, zone = match.groups()
+    date = "-".join(filter(None, (year, month, day)))
+    if not hour:
+        return date
+    zone = "" if not zone else "Z" if zone == "Z" else f"{zone[:3]}:{zone[-2:]}"
+    return f"{date}T{hour}:{minute or '00'}:{second or '00'}{zone}"

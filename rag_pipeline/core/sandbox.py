@@ -1,0 +1,296 @@
+"""Parsing in worker processes that may hang, swell or die: the file that did it fails by name, its neighbours never notice.
+
+A worker is a fresh interpreter with an environment of its own: no credentials, no network, none of this process's sockets or locks.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from . import sandbox_worker as protocol
+from .errors import RagError, SourceError
+from .parsing.document import ParsedText, ParseFailure
+
+# A PDF of more pages than this is read in shards of as many pages, side by side.
+PAGES_PER_SHARD = 100
+# How long a worker may take to start; it only has to import this package.
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may cost: seconds for one piece of work, megabytes of one worker's memory, megabytes of the file itself."""
+
+    seconds: float
+    memory_mb: int
+    file_mb: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to parse: a path, or the URL of one on any fsspec file system. expected_hash: the sha256 the manifest knows it by."""
+
+    key: Hashable
+    path: Path | str
+    media_type: str
+    name: str
+    expected_hash: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: `parsed`, or `failure`, or `missing` (no such file), or `changed` (other bytes than expected).
+
+    content_hash: sha256 of the bytes that were parsed or found changed; None when they were not read.
+    """
+
+    key: Hashable
+    content_hash: bytes | None
+    parsed: ParsedText | None
+    failure: ParseFailure | None
+    seconds: float
+    changed: bool = False
+    missing: bool = False
+
+
+@dataclass
+class _Document:
+    """A job under way: its local copy when it came from afar, and the shards of a large PDF as they arrive."""
+
+    job: Job
+    path: Path
+    copied: bool = False
+    content_hash: bytes | None = None
+    seconds: float = 0.0
+    waiting: int = 0
+    parts: list[bytes] = field(default_factory=list)
+    failed: protocol.Reply | None = None
+
+
+class ParserPool:
+    """Worker processes that start when there is something to parse. Use as a context manager: leaving it ends them.
+
+    `parser` names the function that does the work, 'module:function' with the signature of `parsing.parse`.
+    """
+
+    def __init__(self, workers: int, limits: Limits, parser: str = "rag_pipeline.core.parsing:parse"):
+        self.workers = max(workers, 1)
+        self.limits = limits
+        self.parser = parser
+        self._idle: deque[_Worker] = deque()
+        self._threads: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    def __enter__(self) -> "ParserPool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let running pieces of work end (each has its time limit), then end the workers."""
+        self._closed = True
+        if self._threads:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+        while self._idle:
+            self._idle.pop().stop()
+
+    def parse_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """The outcome of each job, as they finish. Takes from `jobs`, in this thread, only a little ahead of what is being parsed.
+
+        Raises SourceError when a remote file cannot be read for a reason that is not its own, RagError when workers do not start.
+        """
+        self._threads = self._threads or ThreadPoolExecutor(self.workers, thread_name_prefix="parser")
+        jobs = iter(jobs)
+        pending: dict[Future[protocol.Reply], _Document] = {}
+        try:
+            while True:
+                while len(pending) <= self.workers and (job := next(jobs, None)) is not None:
+                    document = _Document(job, Path(job.path) if not _is_remote(job.path) else Path())
+                    pending[self._threads.submit(self._begin, document)] = document
+                if not pending:
+                    return
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    document = pending.pop(future)
+                    outcome = self._advance(document, future.result(), pending)
+                    if outcome:
+                        _remove_copy(document)
+                        yield outcome
+        finally:
+            for future in pending:
+                future.cancel()
+            wait(pending)
+            for document in pending.values():
+                _remove_copy(document)
+
+    def _begin(self, document: _Document) -> protocol.Reply:
+        job = document.job
+        if _is_remote(job.path):
+            try:
+                document.path = _fetch(str(job.path), self.limits.file_mb)
+            except FileNotFoundError:
+                return protocol.Reply(missing=True)
+            except ParseFailure as failure:
+                return protocol.Reply(failure=failure)
+            document.copied = True
+        return self._ask(protocol.Parse(str(document.path), job.media_type, job.name, job.expected_hash, PAGES_PER_SHARD))
+
+    def _advance(self, document: _Document, reply: protocol.Reply, pending: dict[Future, _Document]) -> Outcome | None:
+        """Take in a reply for a document: its outcome when that was the last one, else None with more work pending."""
+        document.seconds += reply.seconds
+        if reply.content_hash is not None:
+            document.content_hash = reply.content_hash
+        if reply.pages:
+            for first in range(1, reply.pages + 1, PAGES_PER_SHARD):
+                request = protocol.Pages(str(document.path), document.content_hash, first, first + PAGES_PER_SHARD - 1)
+                pending[self._threads.submit(self._ask_unless_failed, document, request)] = document
+                document.waiting += 1
+            return None
+        if document.waiting:
+            document.waiting -= 1
+            if reply.part is not None:
+                document.parts.append(reply.part)
+            elif document.failed is None:
+                document.failed = reply
+            if document.waiting:
+                return None
+            if document.failed is None:
+                pending[self._threads.submit(self._ask, protocol.Join(document.parts))] = document
+                return None
+            reply = document.failed
+        return Outcome(
+            document.job.key,
+            document.content_hash,
+            reply.parsed,
+            reply.failure,
+            document.seconds,
+            changed=reply.changed,
+            missing=reply.missing,
+        )
+
+    def _ask_unless_failed(self, document: _Document, request: protocol.Request) -> protocol.Reply:
+        return document.failed or self._ask(request)
+
+    def _ask(self, request: protocol.Request) -> protocol.Reply:
+        """One piece of work, done by an idle worker or a new one."""
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = _Worker(self.limits, self.parser)
+        reply = worker.ask(request)
+        if worker.alive and not reply.worn and not self._closed:
+            self._idle.append(worker)
+        else:
+            worker.stop()
+        return reply
+
+
+class _Worker:
+    """One worker process, and this end of the socket to it."""
+
+    def __init__(self, limits: Limits, parser: str):
+        self.limits = limits
+        here, there = socket.socketpair()
+        with there:
+            arguments = (there.fileno(), parser, limits.seconds, limits.memory_mb, limits.file_mb)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", f"from {protocol.__name__} import main; main{arguments}"],
+                pass_fds=[there.fileno()],
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **protocol.ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self.connection = Connection(here.detach())
+        self.alive = True
+        try:
+            self.first_peak_kb: int = self.connection.recv() if self.connection.poll(START_SECONDS) else None
+        except (EOFError, OSError):
+            self.first_peak_kb = None
+        if self.first_peak_kb is None:
+            self._kill()
+            raise RagError("The parser's worker processes do not start: see the error above, and check the installation.")
+
+    def ask(self, request: protocol.Request) -> protocol.Reply:
+        """The worker's reply, or the failure that its end amounts to."""
+        started = time.monotonic()
+        failure = None
+        try:
+            self.connection.send(request)
+            if self.connection.poll(self.limits.seconds):
+                return self.connection.recv()
+            failure = ParseFailure("timed out", f"longer than {self.limits.seconds:g} s")
+        except (EOFError, OSError):
+            pass
+        code, peak_kb = self._kill()
+        if failure is None:
+            failure = self._cause_of_death(code, peak_kb)
+        return protocol.Reply(failure=failure, seconds=time.monotonic() - started)
+
+    def stop(self) -> None:
+        """End the worker; an idle one leaves by itself when its socket closes."""
+        if self.alive:
+            self._kill()
+
+    def _kill(self) -> tuple[int, int]:
+        """End the worker and all it started. Returns its exit code and the peak of its memory in KB."""
+        self.alive = False
+        # Already a zombie when it died by itself; its process group still holds what it started.
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.connection.close()
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return self.process.returncode, usage.ru_maxrss
+
+    def _cause_of_death(self, code: int, peak_kb: int) -> ParseFailure:
+        limit_kb = self.limits.memory_mb * 1024
+        # The peak that a new process begins with is that of the process that started it.
+        if code < 0 and peak_kb > max(0.7 * limit_kb, self.first_peak_kb):
+            return ParseFailure("out of memory", f"more than {self.limits.memory_mb} MB")
+        if code < 0:
+            return ParseFailure("crashed", f"the parser was ended by {signal.Signals(-code).name}")
+        return ParseFailure("crashed", f"the parser exited with status {code}")
+
+
+def _is_remote(path: Path | str) -> bool:
+    return isinstance(path, str) and "://" in path
+
+
+def _fetch(url: str, file_mb: int) -> Path:
+    """A local copy of a remote file. Raises FileNotFoundError, ParseFailure 'too large', SourceError."""
+    import fsspec
+
+    limit = file_mb * 1024 * 1024
+    handle, copy = tempfile.mkstemp(prefix="rag-parse-")
+    try:
+        with os.fdopen(handle, "wb") as local, fsspec.open(url, "rb") as remote:
+            while (piece := remote.read(1024 * 1024)) and local.tell() <= limit:
+                local.write(piece)
+            if local.tell() > limit:
+                raise ParseFailure("too large", f"more than {file_mb} MB")
+        return Path(copy)
+    except (FileNotFoundError, ParseFailure):
+        Path(copy).unlink()
+        raise
+    except Exception as error:
+        Path(copy).unlink()
+        raise SourceError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _remove_copy(document: _Document) -> None:
+    if document.copied:
+        document.path.unlink(missing_ok=True)

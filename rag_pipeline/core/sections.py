@@ -1,0 +1,82 @@
+"""The sections of a document: what stands between two headings, and which of them are shown together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from zlib import crc32
+
+from .parsing import ParsedText
+
+# The level of a record, which has no heading: below every heading, and beside the other records.
+_RECORD_LEVEL = 7
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and the text under it, down to the next heading of any level.
+
+    `first` and `last` are the positions of its elements in the document ([first, last)), `path` the headings it stands under, its own last.
+    `bare`: it is a heading with nothing under it.
+    """
+
+    start: int
+    end: int
+    first: int
+    last: int
+    level: int
+    path: tuple[str, ...]
+    bare: bool
+
+
+def sections(parsed: ParsedText) -> list[Section]:
+    """The sections in the order of the text; together they hold all of it. Text before the first heading is one of level 0."""
+    text, elements = parsed.text, parsed.elements
+    found: list[Section] = []
+    headings: list[tuple[int, str]] = []
+    starts = [i for i, element in enumerate(elements) if i == 0 or element.kind in ("title", "record")]
+    for first, last in zip(starts, [*starts[1:], len(elements)], strict=True):
+        element = elements[first]
+        level = headings[-1][0] if headings else 0
+        if element.kind == "title":
+            level = element.level or 1
+            while headings and headings[-1][0] >= level:
+                headings.pop()
+            headings.append((level, " ".join(text[element.start : element.end].split())))
+        elif element.kind == "record":
+            level = _RECORD_LEVEL
+        start = element.start if first else 0
+        end = elements[last].start if last < len(elements) else len(text)
+        bare = element.kind == "title" and last == first + 1
+        found.append(Section(start, end, first, last, level, tuple(title for _, title in headings), bare))
+    return found
+
+
+def groups(text: str, found: list[Section], tokens: Callable[[Section, Section], int], limit: int) -> list[list[Section]]:
+    """The sections that share a chunk, or begin one: each group is packed by itself.
+
+    A section joins the one before when it lies inside it and both fit into `limit`; when the one before is a bare heading above it, or
+    says next to nothing; or, side by side, when both are tiny. Which tiny neighbours are parted is decided by what they say, so
+    that an insertion regroups its own neighbourhood only. `tokens(a, b)` are those from the start of a to the end of b.
+    """
+    grouped: list[list[Section]] = []
+    full = True
+    for section in found:
+        if not full and _joins(text, grouped[-1], section, tokens, limit):
+            grouped[-1].append(section)
+        else:
+            grouped.append([section])
+        full = tokens(grouped[-1][0], section) > limit
+    return grouped
+
+
+def _joins(text: str, group: list[Section], section: Section, tokens: Callable[[Section, Section], int], limit: int) -> bool:
+    tiny = limit // 8
+    before = group[-1]
+    fits = tokens(group[0], section) <= limit
+    bare = all(member.bare for member in group)
+    if section.level > before.level:
+        return fits or bare or tokens(group[0], before) <= tiny
+    if bare and not section.bare:
+        return True
+    if not fits or tokens(before, before) > tiny or tokens(section, section) > tiny:
+        return False
+    return crc32(text[section.start : section.end].encode(errors="replace")) % 4 != 0

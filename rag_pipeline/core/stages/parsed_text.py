@@ -1,0 +1,171 @@
+"""parsed_text: every content of the manifest parsed once, or the reason why it has no text."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from rag_pipeline.core.collections import Collection
+from rag_pipeline.core.files import location
+from rag_pipeline.core.parsing import PARSER_VERSION, elements_to_json
+from rag_pipeline.core.sandbox import Job, Limits, Outcome, ParserPool
+
+# Committed together; what a kill in between costs is this much parsing again.
+BATCH = 32
+CHANGES_SHOWN = 50
+
+
+@dataclass
+class ParseReport:
+    """What this stage did. `changes` names the first documents: (path, characters, elements, what went wrong)."""
+
+    documents: int = 0
+    failed: int = 0
+    postponed: int = 0
+    characters: int = 0
+    changes: list[tuple[str, int, int, str]] = field(default_factory=list)
+
+
+def parse_documents(
+    connection: Connection,
+    collection: Collection,
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ParseReport:
+    """Parse what the manifest wants and no row holds yet. A file that does not parse is recorded and holds up nothing.
+
+    A file whose bytes are no longer the manifest's is left for the next run.
+    """
+    _rekey(connection, collection.name)
+    _adopt(connection, collection.name)
+    jobs = _missing(connection, collection)
+    report = ParseReport()
+    if not jobs:
+        return report
+    limits = Limits(
+        seconds=collection.settings.parse_timeout_s,
+        memory_mb=collection.settings.parse_memory_mb,
+        file_mb=collection.settings.max_file_mb,
+    )
+    done = 0
+    with ParserPool(min(workers, len(jobs)), limits) as pool:
+        for batch in _batches(pool.parse_many(jobs)):
+            with connection.transaction():
+                _store(connection, collection.name, batch)
+                _adopt(connection, collection.name)
+            for outcome in batch:
+                _count(report, outcome)
+            done += len(batch)
+            progress(done, len(jobs))
+    return report
+
+
+def _rekey(connection: Connection, name: str) -> None:
+    """After a change of the parser, want every document parsed by the new one."""
+    with connection.transaction():
+        moved = connection.execute(
+            """UPDATE rag.collection SET parser_fingerprint = %(parser)s
+               WHERE name = %(name)s AND parser_fingerprint IS DISTINCT FROM %(parser)s RETURNING name""",
+            {"name": name, "parser": str(PARSER_VERSION)},
+        ).fetchone()
+        if moved:
+            connection.execute(
+                """UPDATE rag.document SET wanted_parse_key = rag.parse_key(content_hash, media_type, %(parser)s)
+                   WHERE collection = %(name)s AND content_hash IS NOT NULL
+                         AND wanted_parse_key IS DISTINCT FROM rag.parse_key(content_hash, media_type, %(parser)s)""",
+                {"name": name, "parser": str(PARSER_VERSION)},
+            )
+
+
+def _adopt(connection: Connection, name: str) -> None:
+    """Point the documents at the parses that exist, whoever made them: a parse that failed moves no pointer."""
+    connection.execute(
+        """UPDATE rag.document d
+           SET parse_key = d.wanted_parse_key, chunk_key = rag.chunk_key(d.wanted_parse_key, c.chunker_fingerprint),
+               failure_stage = NULL, failure_reason = NULL, failure_detail = NULL
+           FROM rag.parsed_text p, rag.collection c
+           WHERE d.collection = %(name)s AND d.pending AND NOT d.removed
+                 AND d.wanted_parse_key IS DISTINCT FROM d.parse_key
+                 AND p.collection = d.collection AND p.parse_key = d.wanted_parse_key AND p.failure_reason IS NULL
+                 AND c.name = d.collection""",
+        {"name": name},
+    )
+    connection.execute(
+        """UPDATE rag.document d
+           SET failure_stage = 'parsed_text', failure_reason = p.failure_reason, failure_detail = p.failure_detail
+           FROM rag.parsed_text p
+           WHERE d.collection = %(name)s AND d.pending AND NOT d.removed
+                 AND p.collection = d.collection AND p.parse_key = d.wanted_parse_key AND p.failure_reason IS NOT NULL
+                 AND (d.failure_stage, d.failure_reason, d.failure_detail)
+                     IS DISTINCT FROM ('parsed_text', p.failure_reason, p.failure_detail)""",
+        {"name": name},
+    )
+
+
+def _missing(connection: Connection, collection: Collection) -> list[Job]:
+    rows = connection.execute(
+        """SELECT DISTINCT ON (wanted_parse_key) wanted_parse_key, path, media_type, content_hash
+           FROM rag.document d
+           WHERE collection = %(name)s AND pending AND NOT removed AND wanted_parse_key IS DISTINCT FROM parse_key
+                 AND NOT EXISTS (SELECT FROM rag.parsed_text p
+                                 WHERE p.collection = d.collection AND p.parse_key = d.wanted_parse_key)
+           ORDER BY wanted_parse_key, path""",
+        {"name": collection.name},
+    ).fetchall()
+    return [
+        Job(
+            key=(parse_key, path),
+            path=location(collection.source, path),
+            media_type=media_type,
+            name=path,
+            expected_hash=content_hash,
+        )
+        for parse_key, path, media_type, content_hash in rows
+    ]
+
+
+def _batches(outcomes: Iterator[Outcome]) -> Iterator[list[Outcome]]:
+    batch = []
+    for outcome in outcomes:
+        batch.append(outcome)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _store(connection: Connection, name: str, outcomes: list[Outcome]) -> None:
+    rows = []
+    for outcome in outcomes:
+        parse_key, _ = outcome.key
+        if outcome.parsed:
+            parsed = outcome.parsed
+            rows.append((name, parse_key, parsed.text, Jsonb(elements_to_json(parsed.elements)), Jsonb(parsed.metadata), None, None))
+        elif outcome.failure:
+            rows.append((name, parse_key, None, None, None, outcome.failure.reason, outcome.failure.detail))
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            """INSERT INTO rag.parsed_text
+                   (collection, parse_key, text, elements, metadata, failure_reason, failure_detail)
+               VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING""",
+            rows,
+        )
+
+
+def _count(report: ParseReport, outcome: Outcome) -> None:
+    _, path = outcome.key
+    if outcome.parsed:
+        report.documents += 1
+        report.characters += len(outcome.parsed.text)
+        change = (path, len(outcome.parsed.text), len(outcome.parsed.elements), "")
+    elif outcome.failure:
+        report.failed += 1
+        change = (path, 0, 0, f"{outcome.failure.reason}: {outcome.failure.detail}")
+    else:
+        report.postponed += 1
+        change = (path, 0, 0, "changed while it was read")
+    if len(report.changes) < CHANGES_SHOWN:
+        report.changes.append(change)

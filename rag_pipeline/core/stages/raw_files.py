@@ -1,0 +1,195 @@
+"""raw_files: the manifest. What lies in the source, and what of it has changed since it was last seen."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from psycopg import Connection
+
+from rag_pipeline.core.collections import Collection
+from rag_pipeline.core.files import SourceFile, list_source, location, open_file
+from rag_pipeline.core.media_types import detect
+from rag_pipeline.core.parsing import PARSER_VERSION
+
+# Fewer removals than this never need consent, whatever part of the collection they are (invariant 5).
+SMALL_REMOVAL = 10
+
+HEAD_BYTES = 64 * 1024
+BATCH = 500
+CHANGES_SHOWN = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A file as the manifest has it."""
+
+    size: int
+    stamp: str | None
+    content_hash: bytes | None
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A file that was read: its sha256 and media type, or why there are none."""
+
+    file: SourceFile
+    content_hash: bytes | None
+    media_type: str | None
+    error: str | None = None
+
+
+@dataclass
+class FilesReport:
+    """What this stage saw. `changes` names the first of them: (path, what happened, bytes)."""
+
+    seen: int = 0
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    withheld: int = 0
+    skipped: int = 0
+    unreadable: int = 0
+    changes: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def count(self, path: str, change: str, size: int) -> None:
+        setattr(self, change, getattr(self, change) + 1)
+        if len(self.changes) < CHANGES_SHOWN:
+            self.changes.append((path, change, size))
+
+
+def update_manifest(
+    connection: Connection,
+    collection: Collection,
+    *,
+    allow_mass_removal: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FilesReport:
+    """Bring `rag.document` into line with the source; only files whose size or stamp moved are read.
+
+    Raises SourceError when the source cannot be listed completely: then nothing has changed.
+    """
+    listing = list_source(collection)
+    manifest = read_manifest(connection, collection.name)
+    suspects = [file for file in listing.files.values() if _may_have_changed(file, manifest.get(file.path))]
+    report = FilesReport(
+        seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects)
+    )
+    gone = {path: known for path, known in manifest.items() if path not in listing.files}
+    present = len(manifest) - sum(known.removed for known in manifest.values())
+    done = 0
+    for batch in _read_files(collection.source, suspects):
+        with connection.transaction():
+            _store(connection, collection.name, batch, manifest, report)
+        done += len(batch)
+        progress(done, len(suspects))
+    if gone:
+        kept = {known.content_hash for path, known in manifest.items() if path in listing.files}
+        lost = sum(known.content_hash not in kept for known in gone.values())
+        mass = lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * present
+        if mass and not allow_mass_removal:
+            report.withheld = len(gone)
+        else:
+            _remove(connection, collection.name, gone, report)
+    return report
+
+
+def read_manifest(connection: Connection, name: str) -> dict[str, Known]:
+    """What is known of each path."""
+    rows = connection.cursor(binary=True).execute(
+        "SELECT path, size, stamp, content_hash, removed FROM rag.document WHERE collection = %s", [name]
+    )
+    return {path: Known(*columns) for path, *columns in rows}
+
+
+def _may_have_changed(file: SourceFile, known: Known | None) -> bool:
+    return (
+        known is None
+        or known.removed
+        or known.stamp is None
+        or (known.stamp, known.size) != (file.stamp, file.size)
+    )
+
+
+def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
+    """The files hashed, side by side, in batches."""
+
+    def read(file: SourceFile) -> ReadFile:
+        try:
+            where = location(source, file.path)
+            with open_file(where) as stream:
+                head = stream.read(HEAD_BYTES)
+                digest = hashlib.sha256(head)
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            return ReadFile(file, digest.digest(), detect(head, file.path, None if "://" in where else Path(where)))
+        except OSError as error:
+            return ReadFile(file, None, None, error.strerror or str(error))
+
+    remaining = iter(files)
+    with ThreadPoolExecutor(8) as pool:
+        while batch := list(islice(remaining, BATCH)):
+            yield list(pool.map(read, batch))
+
+
+def _store(
+    connection: Connection, name: str, batch: list[ReadFile], manifest: dict[str, Known], report: FilesReport
+) -> None:
+    """Write what was read into the database and into `manifest`."""
+    readable, unreadable = [], []
+    for read in batch:
+        file, known = read.file, manifest.get(read.file.path)
+        if read.content_hash is None:
+            report.count(file.path, "unreadable", file.size)
+            unreadable.append((name, file.path, file.size, file.modified, read.error))
+            continue
+        manifest[file.path] = Known(file.size, file.stamp, read.content_hash)
+        if known is None or known.removed:
+            report.count(file.path, "added", file.size)
+        elif known.content_hash != read.content_hash:
+            report.count(file.path, "changed", file.size)
+        else:
+            report.unchanged += 1
+        if manifest[file.path] != known:
+            readable.append(
+                (name, file.path, file.stamp, file.size, file.modified, read.content_hash, read.media_type)
+                + (read.content_hash, read.media_type, str(PARSER_VERSION))
+            )
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            """INSERT INTO rag.document AS d
+                   (collection, path, stamp, size, modified, content_hash, media_type, wanted_parse_key)
+               VALUES (%s, %s, %s, %s, to_timestamp(%s), %s, %s, rag.parse_key(%s, %s, %s))
+               ON CONFLICT (collection, path) DO UPDATE SET
+                   stamp = excluded.stamp, size = excluded.size, modified = excluded.modified,
+                   content_hash = excluded.content_hash, media_type = excluded.media_type,
+                   wanted_parse_key = excluded.wanted_parse_key, removed = false,
+                   (failure_stage, failure_reason, failure_detail) = (
+                       SELECT d.failure_stage, d.failure_reason, d.failure_detail
+                       WHERE d.content_hash = excluded.content_hash AND d.failure_stage <> 'raw_files')""",
+            readable,
+        )
+        cursor.executemany(
+            """INSERT INTO rag.document
+                   (collection, path, size, modified, failure_stage, failure_reason, failure_detail)
+               VALUES (%s, %s, %s, to_timestamp(%s), 'raw_files', 'unreadable', %s)
+               ON CONFLICT (collection, path) DO UPDATE SET
+                   stamp = NULL, removed = false, failure_stage = excluded.failure_stage,
+                   failure_reason = excluded.failure_reason, failure_detail = excluded.failure_detail""",
+            unreadable,
+        )
+
+
+def _remove(connection: Connection, name: str, gone: dict[str, Known], report: FilesReport) -> None:
+    """Mark what the source no longer has; it leaves the search when pgvector_index publishes."""
+    for path, known in gone.items():
+        if not known.removed:
+            report.count(path, "removed", known.size)
+    connection.execute(
+        "UPDATE rag.document SET removed = true WHERE collection = %s AND path = ANY (%s) AND NOT removed",
+        [name, list(gone)],
+    )

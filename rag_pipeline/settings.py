@@ -1,0 +1,53 @@
+"""The environment, read once into one typed object. Nothing else in the project reads `os.environ`."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# The clone: where dagster.yaml, workspace.yaml and sql/ lie.
+PROJECT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says; None where it says nothing. Secrets stay out of its repr."""
+
+    home: Path
+    documents: Path
+    database_url: str | None = field(repr=False)
+    query_database_url: str | None = field(repr=False)
+    redis_url: str | None = field(repr=False)
+    executor: str
+    openai_api_key: str | None = field(repr=False)
+    openai_base_url: str | None
+    embedding_model: str
+    chat_model: str | None
+    api_key: str | None = field(repr=False)
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        def value(name: str) -> str | None:
+            return os.environ.get(name, "").strip() or None
+
+        openai_api_key = value("OPENAI_API_KEY")
+        return cls(
+            home=Path(value("RAG_HOME") or PROJECT / ".rag").absolute(),
+            documents=Path(value("RAG_DOCUMENTS") or PROJECT / "documents").absolute(),
+            database_url=value("RAG_DATABASE_URL"),
+            query_database_url=value("RAG_QUERY_DATABASE_URL"),
+            redis_url=value("RAG_REDIS_URL"),
+            executor=value("RAG_EXECUTOR") or "in_process",
+            openai_api_key=openai_api_key,
+            openai_base_url=value("OPENAI_BASE_URL"),
+            embedding_model=value("RAG_EMBEDDING_MODEL")
+            or ("openai/text-embedding-3-small" if openai_api_key else "local/all-MiniLM-L6-v2"),
+            chat_model=value("RAG_CHAT_MODEL") or ("openai/gpt-4.1-mini" if openai_api_key else None),
+            api_key=value("RAG_API_KEY"),
+        )
+
+
+def load_env_file() -> None:
+    """Take over what `.env` in the clone sets and the environment does not, as Dagster's own commands do."""
+    from dotenv import load_dotenv
+
+    load_dotenv(PROJECT / ".env")
