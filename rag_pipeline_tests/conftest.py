@@ -1,6 +1,6 @@
-"""What every test shares: one PostgreSQL and one Valkey for the session, a database of its own for each test that asks for one.
+"""What every test shares: one PostgreSQL and one Valkey a session, a database of its own for each test that asks.
 
-Nothing here reaches a developer's real state: RAG_HOME is the session's temporary home, and no test sees the environment's keys.
+No test reaches a developer's real state: RAG_HOME is the session's temporary home, the environment's keys are hidden.
 """
 
 import itertools

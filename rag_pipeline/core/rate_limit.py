@@ -1,7 +1,7 @@
-"""Requests and tokens per minute, shared through Redis by every process that asks the same provider for the same model.
+"""Requests and tokens per minute, shared through Redis by every process that asks the same model of a provider.
 
-Each is a bucket that refills steadily. Whoever wants to ask first takes out what it needs, if need be on credit, and waits
-until the debt is paid off: those who wait are served in turn, and nobody storms.
+Each is a bucket that refills steadily. Whoever wants to ask first takes out what it needs, if need be on credit, and
+waits until the debt is paid off: those who wait are served in turn, and nobody storms.
 """
 
 import logging
@@ -27,7 +27,7 @@ State = dict[str, float]
 
 
 def reserve(state: State, limits: Mapping[str, int | None], amounts: Mapping[str, int], now: float) -> float:
-    """Take `amounts` (per kind) out of the buckets; the seconds to wait before asking. `limits` are those that were set."""
+    """Take `amounts` out of the buckets: the seconds to wait before asking. `limits` are those that were set."""
     wait = 0.0
     for kind in KINDS:
         limit, burst = _limit(state, limits, kind)
@@ -41,7 +41,7 @@ def reserve(state: State, limits: Mapping[str, int | None], amounts: Mapping[str
 
 
 def learn(state: State, headers: Mapping[str, str], now: float) -> None:
-    """Take over what the provider's `x-ratelimit-*` headers tell: its limits, and how much is left when others ask too."""
+    """Take over what the provider's `x-ratelimit-*` headers tell: its limits, and how much others have left."""
     for kind in KINDS:
         told = _number(headers.get(f"x-ratelimit-limit-{kind}"))
         remaining = _number(headers.get(f"x-ratelimit-remaining-{kind}"))

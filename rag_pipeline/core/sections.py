@@ -50,33 +50,39 @@ def sections(parsed: ParsedText) -> list[Section]:
     return found
 
 
-def groups(text: str, found: list[Section], tokens: Callable[[Section, Section], int], limit: int) -> list[list[Section]]:
+def group_sections(
+    text: str, found: list[Section], fits: Callable[[Section, Section], bool], tiny: Callable[[Section, Section], bool]
+) -> list[list[Section]]:
     """The sections that share a chunk, or begin one: each group is packed by itself.
 
-    A section joins the one before when it lies inside it and both fit into `limit`; when the one before is a bare heading above it, or
+    A section joins the one before when it lies inside it and both fit one chunk; when the one before is but a heading, or, above it,
     says next to nothing; or, side by side, when both are tiny. Which tiny neighbours are parted is decided by what they say, so
-    that an insertion regroups its own neighbourhood only. `tokens(a, b)` are those from the start of a to the end of b.
+    that an insertion regroups its own neighbourhood only. `fits` and `tiny` tell the size of all from one section to another.
     """
     grouped: list[list[Section]] = []
-    full = True
     for section in found:
-        if not full and _joins(text, grouped[-1], section, tokens, limit):
+        if grouped and _joins(text, grouped[-1], section, fits, tiny):
             grouped[-1].append(section)
         else:
             grouped.append([section])
-        full = tokens(grouped[-1][0], section) > limit
     return grouped
 
 
-def _joins(text: str, group: list[Section], section: Section, tokens: Callable[[Section, Section], int], limit: int) -> bool:
-    tiny = limit // 8
-    before = group[-1]
-    fits = tokens(group[0], section) <= limit
+def _joins(
+    text: str,
+    group: list[Section],
+    section: Section,
+    fits: Callable[[Section, Section], bool],
+    tiny: Callable[[Section, Section], bool],
+) -> bool:
+    first, before = group[0], group[-1]
+    if not fits(first, before):
+        return False
     bare = all(member.bare for member in group)
     if section.level > before.level:
-        return fits or bare or tokens(group[0], before) <= tiny
+        return bare or fits(first, section) or tiny(first, before)
     if bare and not section.bare:
         return True
-    if not fits or tokens(before, before) > tiny or tokens(section, section) > tiny:
+    if not (tiny(before, before) and tiny(section, section) and fits(first, section)):
         return False
     return crc32(text[section.start : section.end].encode(errors="replace")) % 4 != 0

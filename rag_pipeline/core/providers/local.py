@@ -1,7 +1,7 @@
 """Embeddings in this process: all-MiniLM-L6-v2 as ONNX, with what its packages brought; nothing is downloaded.
 
-One text a run, one thread a run, as many runs as there are cores: no padding, so nothing is wasted on it, and a text has the
-very same vector whatever else is asked. Larger batches are slower on a CPU (see docs/benchmarks.md).
+One text a run, one thread a run, as many runs as there are cores: no padding, so nothing is wasted on it, and a text
+has the very same vector whatever else is asked. Larger batches are slower on a CPU (see docs/benchmarks.md).
 """
 
 import importlib.util

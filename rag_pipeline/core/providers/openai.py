@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-# The API takes 2048 inputs and 300,000 tokens a request. Fewer inputs keep the answers small (6 kB a vector and more on the
-# wire) and lose less to a kill; with chunks of 512 tokens both limits meet.
+# The API takes 2048 inputs and 300,000 tokens a request. Fewer inputs keep an answer small (8 kB a vector on the wire)
+# and lose less to a kill; with chunks of 512 tokens both limits meet.
 BATCH_INPUTS = 512
 BATCH_TOKENS = 300_000
 IN_FLIGHT = 8
@@ -99,7 +99,7 @@ class OpenAIProvider:
                 if requests >= (TRIES_HURRY if hurry else tries):
                     raise ProviderStopped(f"{error}, {requests} times in a row", requests, requests - 1) from error
                 pause = _pause(requests, error.after)
-                if hurry and pause > HURRY_TIMEOUT_S or stop.wait(pause):
+                if (hurry and pause > HURRY_TIMEOUT_S) or stop.wait(pause):
                     raise ProviderStopped(str(error), requests, requests - 1) from error
 
     def _ask(self, texts: Sequence[str], timeout_s: float) -> tuple[np.ndarray, int | None]:
@@ -132,24 +132,20 @@ class OpenAIProvider:
             if self._client is None:
                 import openai
 
-                # At DEBUG it logs what is sent: texts that could never be forgotten.
-                logging.getLogger("openai").setLevel(logging.INFO)
+                # At DEBUG they log what is sent, texts that could never be forgotten; at INFO a line a request.
+                for name in ("openai", "httpx", "httpx2"):
+                    logging.getLogger(name).setLevel(logging.WARNING)
                 self._client = openai.OpenAI(api_key=self._api_key, base_url=self._full_url, max_retries=0)
             return self._client
 
     def _read(self, body: bytes, count: int) -> tuple[np.ndarray, int | None]:
-        """The vectors of an answer in the order of their `index`: float32, shape (count, whatever the server sent)."""
+        """The vectors of an answer in the order of their `index`, and the tokens billed where it tells them."""
         try:
             answer = json.loads(body)
             by_index = {entry["index"]: _vector(entry["embedding"]) for entry in answer["data"]}
             vectors = np.stack([by_index[index] for index in range(count)])
         except (ValueError, KeyError, TypeError) as error:
             raise _TryAgain(f"{self.base_url} sent an answer that is not whole ({type(error).__name__})") from None
-        if vectors.shape[1] != self.model.dimensions:
-            raise ProviderStopped(
-                f"{self.model.name} answers with {vectors.shape[1]} dimensions, not {self.model.dimensions}: "
-                "set the collection's dimensions to what the model has"
-            )
         return vectors, (answer.get("usage") or {}).get("total_tokens")
 
     def _failure(self, error: "openai.APIStatusError") -> Exception:
@@ -164,7 +160,9 @@ class OpenAIProvider:
         if status in (408, 409) or status >= 500:
             return _TryAgain(f"{self.base_url} failed with status {status}", _retry_after(error))
         if status == 404:
-            return ProviderStopped(f"{self.base_url} does not have {self.model.name}: set embedding_model to one it has")
+            return ProviderStopped(
+                f"{self.base_url} does not have {self.model.name}: set embedding_model to one it has"
+            )
         if status in (400, 413, 422):
             return InputRefused(f"refused by {self.model.name} with status {status}" + (f", {code}" if code else ""))
         return ProviderStopped(f"{self.base_url} refused with status {status}" + (f", {code}" if code else ""))
@@ -179,7 +177,7 @@ def _vector(embedding: str | list[float]) -> np.ndarray:
 
 
 def _pause(tries: int, after: float | None) -> float:
-    """Seconds before the next try: what the provider asks for, else exponential; with jitter, so that many do not return at once."""
+    """Seconds before the next try: what the provider asks for, else exponential; jitter keeps many apart."""
     if after is not None:
         return min(after, LONGEST_RETRY_AFTER_S) * random.uniform(1.0, 1.1)
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)

@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 
 from rag_pipeline.core.collections import Collection
 from rag_pipeline.core.files import location
-from rag_pipeline.core.parsing import PARSER_VERSION, elements_to_json
+from rag_pipeline.core.parsing import PARSER_VERSION
 from rag_pipeline.core.sandbox import Job, Limits, Outcome, ParserPool
 
 # Committed together; what a kill in between costs is this much parsing again.
@@ -143,7 +143,7 @@ def _store(connection: Connection, name: str, outcomes: list[Outcome]) -> None:
         parse_key, _ = outcome.key
         if outcome.parsed:
             parsed = outcome.parsed
-            rows.append((name, parse_key, parsed.text, Jsonb(elements_to_json(parsed.elements)), Jsonb(parsed.metadata), None, None))
+            rows.append((name, parse_key, parsed.text, parsed.to_json(), Jsonb(parsed.metadata), None, None))
         elif outcome.failure:
             rows.append((name, parse_key, None, None, None, outcome.failure.reason, outcome.failure.detail))
     with connection.cursor() as cursor:

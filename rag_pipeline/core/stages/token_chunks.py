@@ -8,7 +8,7 @@ from psycopg import Connection
 
 from rag_pipeline.core.chunking import Chunk, ChunkSettings, InputLimit, chunk_document, fingerprint
 from rag_pipeline.core.collections import Collection
-from rag_pipeline.core.parsing import ParsedText, elements_from_json
+from rag_pipeline.core.parsing import ParsedText
 
 # Documents committed together; what a kill in between costs is this much chunking again.
 BATCH = 32
@@ -89,7 +89,7 @@ def read_parsed_text(connection: Connection, name: str, parse_key: bytes) -> Par
         "SELECT text, elements, metadata FROM rag.parsed_text WHERE collection = %s AND parse_key = %s",
         [name, parse_key],
     ).fetchone()
-    return ParsedText(text, elements_from_json(elements), metadata)
+    return ParsedText.from_json(text, elements, metadata)
 
 
 def _store(connection: Connection, name: str, chunk_key: bytes, parse_key: bytes, chunks: list[Chunk]) -> None:

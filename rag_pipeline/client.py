@@ -1,0 +1,81 @@
+"""`Rag`: search and ask from Python. Nothing here starts a Dagster run."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Self
+
+import numpy as np
+
+from rag_pipeline.core.answering import Answer, answer
+from rag_pipeline.core.embedding import embed_question
+from rag_pipeline.core.models import embedding_model
+from rag_pipeline.core.retrieval import Hits, Searcher
+from rag_pipeline.runtime import Runtime
+from rag_pipeline.settings import Settings
+
+
+class Rag:
+    """Searches collections and answers questions from them, in the environment's settings.
+
+        with Rag.connect() as rag:
+            hits = rag.search("handbook", "how do I reset a password?")
+            answer = rag.ask("handbook", "how do I reset a password?")
+
+    One thread at a time; a thread of its own takes a `Rag` of its own.
+    """
+
+    def __init__(self, runtime: Runtime):
+        self._runtime = runtime
+        self._connection = runtime.connect()
+        self._searcher = Searcher(self._connection, _embedder(runtime))
+
+    @classmethod
+    def connect(cls) -> Self:
+        """Connect as the environment says, starting the embedded services where it names no others.
+
+        Raises ServiceError when they cannot be reached.
+        """
+        return cls(Runtime(Settings.from_environment()))
+
+    def search(self, collection: str | Sequence[str], query: str, k: int = 5, mode: str = "hybrid") -> Hits:
+        """The k best hits, by `mode`: hybrid, vector or text. Several collections are ranked alone and fused.
+
+        Without an embedding provider a hybrid search falls back to text and says so in `degraded`.
+        Raises UsageError for what cannot be searched, ProviderError when mode vector has no provider.
+        """
+        return self._searcher.search(_names(collection), query, k, mode)
+
+    def ask(self, collection: str | Sequence[str], question: str, k: int = 5) -> Answer:
+        """An answer from the k best hits alone, with its sources; extractive where no chat model is set.
+
+        Raises what `search` raises, and ProviderError when the chat model does not answer.
+        """
+        hits = self.search(collection, question, k)
+        return answer(question, hits, self._runtime.chat)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _names(collection: str | Sequence[str]) -> list[str]:
+    return [collection] if isinstance(collection, str) else list(collection)
+
+
+def _embedder(runtime: Runtime) -> Callable[[str, str, int], tuple[np.ndarray, int, float | None]]:
+    @cache
+    def connect(name: str, dimensions: int):
+        provider = runtime.provider(embedding_model(name, dimensions))
+        return provider, runtime.cache(provider)
+
+    def embed(question: str, model: str, dimensions: int) -> tuple[np.ndarray, int, float | None]:
+        provider, known = connect(model, dimensions)
+        vector, tokens = embed_question(provider, known, question)
+        return vector, tokens, provider.model.cost(tokens)
+
+    return embed

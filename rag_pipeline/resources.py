@@ -1,0 +1,105 @@
+"""What assets and ops are given: the pipeline of one collection, held by one run at a time, and the query resource."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+
+from dagster import InitResourceContext, resource
+from psycopg import Connection
+
+from rag_pipeline.client import Rag
+from rag_pipeline.core.collections import Collection, get
+from rag_pipeline.core.locking import writer
+from rag_pipeline.runtime import Runtime
+from rag_pipeline.settings import Settings
+
+PARTITION_TAG = "dagster/partition"
+MASS_REMOVAL_TAG = "rag/allow_mass_removal"
+
+# A run in the background says how far it is this often; each line is an event in Dagster's database.
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """Told by the stages how far they are."""
+
+    def stage(self, name: str, unit: str) -> Callable[[int, int], None]:
+        """What to call with (done, total) while a stage runs."""
+
+    def note(self, message: str) -> None:
+        """Something a person who waits should know."""
+
+
+@dataclass
+class LogProgress:
+    """Progress as lines in the run's log: one now and then, never one a document."""
+
+    log: Callable[[str], None]
+
+    def stage(self, name: str, unit: str) -> Callable[[int, int], None]:
+        said = monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal said
+            if monotonic() - said >= SECONDS_BETWEEN_LINES:
+                said = monotonic()
+                self.log(f"{name}: {done} of {total} {unit}")
+
+        return report
+
+    def note(self, message: str) -> None:
+        self.log(message)
+
+
+@dataclass
+class Pipeline:
+    """One collection as a run works on it; no other run writes to it meanwhile."""
+
+    runtime: Runtime
+    connection: Connection
+    name: str
+    progress: Progress
+    allow_mass_removal: bool = False
+    workers: int = field(default_factory=lambda: _cores())
+
+    @property
+    def collection(self) -> Collection:
+        """As it is registered now."""
+        return get(self.connection, self.name)
+
+
+@contextmanager
+def open_pipeline(
+    runtime: Runtime, name: str, progress: Progress, *, allow_mass_removal: bool = False
+) -> Iterator[Pipeline]:
+    """The pipeline of a collection, once no other run holds it."""
+    with runtime.connect() as connection, runtime.connect() as lock:
+        get(connection, name)
+        with writer(lock, name, lambda: progress.note(f"waiting for another run of {name} to end")):
+            yield Pipeline(runtime, connection, name, progress, allow_mass_removal)
+
+
+@resource(description="The collection of the run's partition: its database, providers and settings.")
+def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
+    tags = context.run.tags
+    with open_pipeline(
+        Runtime(Settings.from_environment()),
+        tags[PARTITION_TAG],
+        LogProgress(context.log.info),
+        allow_mass_removal=MASS_REMOVAL_TAG in tags,
+    ) as pipeline:
+        yield pipeline
+
+
+@resource(description="Search and ask, as in rag_pipeline.Rag.")
+def rag_resource(context: InitResourceContext) -> Iterator[Rag]:
+    with Rag.connect() as rag:
+        yield rag
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,75 @@
+"""What the settings amount to on this machine: services that run, a migrated database, providers to ask."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from psycopg import Connection
+
+from rag_pipeline.core import database
+from rag_pipeline.core.cache import EmbeddingCache
+from rag_pipeline.core.chatting import ChatProvider, connect_chat
+from rag_pipeline.core.chunking import ChunkSettings, InputLimit
+from rag_pipeline.core.collections import CollectionSettings
+from rag_pipeline.core.embedding import Provider, connect_provider
+from rag_pipeline.core.models import EmbeddingModel, embedding_model
+from rag_pipeline.services import start_postgres, start_valkey
+from rag_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything outside the process that the pipeline needs; started or checked at the first use."""
+
+    settings: Settings
+
+    @cached_property
+    def database_url(self) -> str:
+        """The database, with its schema up to date. Raises ServiceError."""
+        url = self.settings.database_url or start_postgres(self.settings.home)
+        database.migrate(url)
+        return url
+
+    @cached_property
+    def redis_url(self) -> str:
+        return self.settings.redis_url or start_valkey(self.settings.home)
+
+    def connect(self) -> Connection:
+        """A connection to the database, closed by whoever asked for it."""
+        return database.connect(self.database_url)
+
+    def model(self, settings: CollectionSettings) -> EmbeddingModel:
+        return embedding_model(settings.embedding_model, settings.dimensions)
+
+    def chunk_settings(self, settings: CollectionSettings) -> ChunkSettings:
+        """The collection's chunk settings; where it has none, what suits its embedding model."""
+        tokens, overlap = (512, 64) if self.model(settings).max_input_tokens >= 512 else (192, 0)
+        return ChunkSettings(
+            chunk_tokens=tokens if settings.chunk_tokens is None else settings.chunk_tokens,
+            chunk_overlap=overlap if settings.chunk_overlap is None else settings.chunk_overlap,
+            embed_headings=settings.embed_headings,
+        )
+
+    def input_limit(self, model: EmbeddingModel) -> InputLimit:
+        """What the model reads as one input, counted its own way."""
+        tokenizer = model.name if model.provider == "local" else "cl100k"
+        return InputLimit(model.max_input_tokens, self.provider(model).count, tokenizer)
+
+    def provider(self, model: EmbeddingModel) -> Provider:
+        """What embeds with this model."""
+        return connect_provider(
+            model,
+            api_key=self.settings.openai_api_key,
+            base_url=self.settings.openai_base_url,
+            redis_url=self.redis_url,
+        )
+
+    def cache(self, provider: Provider) -> EmbeddingCache:
+        """The cached embeddings of this provider and model."""
+        return EmbeddingCache(self.redis_url, provider.base_url, provider.model.name, provider.model.dimensions)
+
+    @cached_property
+    def chat(self) -> ChatProvider | None:
+        """What writes answers; None: they are extractive."""
+        return connect_chat(
+            self.settings.chat_model, api_key=self.settings.openai_api_key, base_url=self.settings.openai_base_url
+        )
