@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -51,3 +52,23 @@ def dagster_instance(runtime: Runtime) -> Iterator["DagsterInstance"]:
         with runtime.connect() as connection:
             sync_partitions(instance, [collection.name for collection in list_all(connection)])
         yield instance
+
+
+def last_run(instance: "DagsterInstance", collection: str) -> dict[str, str | None] | None:
+    """The newest run of a collection: its id, status, and when it started and ended (UTC); None when it never ran."""
+    from dagster import RunsFilter
+
+    records = instance.get_run_records(RunsFilter(tags={"dagster/partition": collection}), limit=1)
+    if not records:
+        return None
+    (record,) = records
+    return {
+        "run_id": record.dagster_run.run_id,
+        "status": record.dagster_run.status.value.lower(),
+        "started": _time(record.start_time),
+        "ended": _time(record.end_time),
+    }
+
+
+def _time(seconds: float | None) -> str | None:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None

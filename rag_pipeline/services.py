@@ -1,8 +1,8 @@
 """The embedded PostgreSQL and Valkey, for a machine that has none: started on demand, alive until `stop`.
 
-Everything lies under one home: `postgres/` and `valkey/` (data and socket, open to the servers' user alone), and beside
-them each server's log and lock. The lock is the truth about who is alive: a starter takes it, its server inherits it, and
-the operating system releases it when the last process of that server is gone. PID files and sockets prove nothing.
+Everything lies under one home: `postgres/` and `valkey/` (data and socket, open to the servers' user alone), beside
+them each server's log and lock. The lock is the truth about who is alive: a starter takes it, its server inherits it,
+and the operating system releases it when the last process of that server is gone. PID files and sockets prove nothing.
 """
 
 import fcntl

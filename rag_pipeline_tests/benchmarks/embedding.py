@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def services() -> Iterator[Services]:
 async def bare_asking(url: str, texts: list[str]) -> np.ndarray:
     """The same batches with the same concurrency, without anything else."""
     bounds = [0, *range(FIRST_BATCH, len(texts), BATCH_INPUTS), len(texts)]
-    batches = [texts[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    batches = [texts[start:end] for start, end in pairwise(bounds)]
     turns = asyncio.Semaphore(IN_FLIGHT)
     async with openai.AsyncOpenAI(api_key="k", base_url=url, max_retries=20) as client:
 

@@ -1,6 +1,7 @@
 """HTML to blocks, straight from the tree that lxml builds: about thirty times as fast as unstructured, with headings' levels and tables' rows."""
 
 import re
+from collections.abc import Iterator
 
 from lxml import etree
 
@@ -73,13 +74,17 @@ def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Blo
     blocks: list[Block] = []
     inline: list[str] = []
     kinds: list[tuple[str, int | None]] = [("paragraph", None)]
+    counters: list[int] = []  # of the ordered lists around, the next number each
+    marker = ""
 
     def flush() -> None:
+        nonlocal marker
         text = "\n".join(line for line in (" ".join(part.split()) for part in "".join(inline).split("\0")) if line)
         inline.clear()
         if text:
             kind, level = kinds[-1]
-            blocks.append(Block(kind, text, level=level))
+            blocks.append(Block(kind, marker + text, level=level))
+            marker = ""
 
     walker = etree.iterwalk(root, events=("start", "end"))
     for event, element in walker:
@@ -95,6 +100,11 @@ def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Blo
                 if tag in BLOCKS:
                     flush()
                     kinds.append(_kind(tag, kinds[-1]))
+                    if tag == "ol":
+                        counters.append(_number(element, "start", 1))
+                    elif tag == "li":
+                        ordered = counters and element.getparent().tag == "ol"
+                        marker = _marker(element, counters) if ordered else ""
                 elif tag == "br":
                     inline.append("\0")
                 if element.text:
@@ -103,6 +113,8 @@ def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Blo
             if tag in BLOCKS and tag != "pre" and not _unread(element, tag, keep_navigation) and not (tag == "table" and _is_data(element)):
                 flush()
                 kinds.pop()
+                if tag == "ol":
+                    counters.pop()
             if element.tail and element is not root:
                 inline.append(element.tail)
     flush()
@@ -117,6 +129,24 @@ def _kind(tag: str, outer: tuple[str, int | None]) -> tuple[str, int | None]:
     if tag in ("td", "th", "blockquote", "figcaption", "table"):
         return "paragraph", None
     return outer
+
+
+def _marker(item: etree._Element, counters: list[int]) -> str:
+    """What a browser writes before an item of an ordered list; counts it."""
+    number = _number(item, "value", counters[-1])
+    counters[-1] = number + 1
+    kind = item.get("type") or item.getparent().get("type") or "1"
+    if kind in "aA" and 1 <= number <= 26:
+        return f"{chr(ord(kind) + number - 1)}. "
+    if kind in "iI" and 1 <= number < 40:
+        roman = "x" * (number // 10) + ("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix")[number % 10]
+        return f"{roman if kind == 'i' else roman.upper()}. "
+    return f"{number}. "
+
+
+def _number(element: etree._Element, name: str, default: int) -> int:
+    value = element.get(name, "").strip()
+    return int(value) if re.fullmatch(r"-?\d{1,9}", value, re.A) else default
 
 
 def _unread(element: etree._Element, tag: str, keep_navigation: bool) -> bool:
@@ -141,8 +171,9 @@ def _is_page_footer(element: etree._Element) -> bool:
 
 
 def _is_data(table: etree._Element) -> bool:
-    """Whether a table holds data, not the page's layout: no table, heading or list inside, and more than one cell."""
-    if next(table.iterdescendants("table", *HEADINGS, "form"), None) is not None:
+    """Whether a table holds data, not the page's layout: it has header cells, or nothing like a page inside; and more than one cell."""
+    nested = next(table.iterdescendants("table", *HEADINGS, "form"), None)
+    if nested is not None and not any(row.find("th") is not None for row in _rows(table)):
         return False
     cells = table.iterdescendants("td", "th")
     return next(cells, None) is not None and next(cells, None) is not None
@@ -153,7 +184,7 @@ def _table(table: etree._Element) -> Block:
     rows: list[list[str]] = []
     header_rows = 0
     below: dict[int, int] = {}  # column -> rows that a cell above still spans there
-    for row in table.iterdescendants("tr"):
+    for row in _rows(table):
         cells: list[str] = []
 
         def skip_spanned(cells: list[str] = cells) -> None:
@@ -182,10 +213,18 @@ def _table(table: etree._Element) -> Block:
     return block
 
 
+def _rows(table: etree._Element) -> Iterator[etree._Element]:
+    """A table's own rows, not those of tables inside it."""
+    for child in table:
+        if child.tag == "tr":
+            yield child
+        elif child.tag in ("thead", "tbody", "tfoot"):
+            yield from child.iterchildren("tr")
+
+
 def _span(cell: etree._Element, name: str) -> int:
     """A cell's span; no more than 1000, as in the HTML standard (4.9.11), and 0 and nonsense are 1."""
-    value = cell.get(name, "1").strip()
-    return min(max(int(value), 1), 1000) if value.isascii() and value.isdigit() and len(value) < 9 else 1
+    return min(max(_number(cell, name, 1), 1), 1000)
 
 
 def _code(element: etree._Element) -> Block:

@@ -1,30 +1,118 @@
-"""Markdown: rendered to HTML, read as HTML."""
+"""Formats that become HTML first: Markdown by markdown-it, the others by pandoc, which unstructured itself uses for them."""
 
 import re
+import subprocess
 
-from .document import Block, Draft
+from .containers import open_zip, properties, read_xml
+from .document import Block, Draft, ParseFailure
 from .encodings import decode
 from .html import read_html
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\r?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S)
+_WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+# A table row that repeats no definition: Word goes on with the last one, pandoc runs it into the row before.
+_RTF_ROW = re.compile(rb"(\\trowd(?:\\[a-z]+-?\d* ?)*)|(\\row(?![a-z]))(?=\s*(?:\\(?!trowd)[a-z]+-?\d* ?\s*)*\\intbl)")
 
 
 def parse_markdown(content: bytes, name: str) -> Draft:
-    """CommonMark with tables and strikethrough. The front matter is kept as a code element, its title, author, date, language also as metadata."""
+    """CommonMark with tables and strikethrough. Front matter stays, as code; its title, author, date and language are metadata too."""
     from markdown_it import MarkdownIt
 
     decoded = decode(content)
     text = decoded.text
     front = _FRONT_MATTER.match(text)
-    draft = Draft()
+    draft = Draft(metadata=decoded.metadata())
     if front:
         draft.blocks.append(Block("code", front[1]))
         draft.metadata.update(_front_metadata(front[1]))
         text = text[front.end() :]
-    body = read_html(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text))
-    draft.blocks += body.blocks
+    draft.blocks += read_html(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)).blocks
+    return draft
+
+
+def parse_rst(content: bytes, name: str) -> Draft:
+    """reStructuredText; what it would include from other files is left out."""
+    decoded = decode(content)
+    draft = pandoc(decoded.text.encode("utf-8", "replace"), "rst")
     draft.metadata.update(decoded.metadata())
     return draft
+
+
+def parse_org(content: bytes, name: str) -> Draft:
+    """Org mode; what it would include from other files is left out."""
+    decoded = decode(content)
+    draft = pandoc(decoded.text.encode("utf-8", "replace"), "org")
+    draft.metadata.update(decoded.metadata())
+    return draft
+
+
+def parse_rtf(content: bytes, name: str) -> Draft:
+    """Rich Text Format."""
+    definition = b""
+
+    def define(match: re.Match) -> bytes:
+        nonlocal definition
+        if match[1]:
+            definition = match[1]
+            return match[0]
+        return match[2] + definition
+
+    return pandoc(_RTF_ROW.sub(define, content), "rtf")
+
+
+def parse_odt(content: bytes, name: str) -> Draft:
+    """OpenDocument text."""
+    with open_zip(content) as archive:
+        try:
+            manifest = archive.read("META-INF/manifest.xml")
+        except KeyError:
+            manifest = b""
+        if b"encryption-data" in manifest:
+            raise ParseFailure("encrypted", "the document asks for a password")
+        metadata = properties(archive, "meta.xml")
+    draft = pandoc(content, "odt")
+    draft.metadata = metadata
+    return draft
+
+
+def parse_docx(content: bytes, name: str) -> Draft:
+    """Word. pandoc keeps what python-docx, under unstructured, drops: insertions, content controls, notes. Text boxes follow at the end."""
+    with open_zip(content) as archive:
+        metadata = properties(archive, "docProps/core.xml")
+        main = next((n for n in archive.namelist() if n.startswith("word/document") and n.endswith(".xml")), None)
+        if main is None:
+            raise ParseFailure("corrupt", "the container holds no Word document")
+        boxes = _text_boxes(archive.read(main))
+    draft = pandoc(content, "docx")
+    seen = {block.text for block in draft.blocks}
+    draft.blocks += [Block("paragraph", box) for box in boxes if box not in seen]
+    draft.metadata = metadata
+    return draft
+
+
+def pandoc(content: bytes, source_format: str) -> Draft:
+    """What pandoc makes of a document, in its sandbox: it reads its input and no other file. Raises ParseFailure 'corrupt'."""
+    import pypandoc
+
+    command = [pypandoc.get_pandoc_path(), "--sandbox", "--standalone", "--wrap=none", "--syntax-highlighting=none", "--quiet"]
+    ran = subprocess.run([*command, "--from", source_format, "--to", "html5"], input=content, capture_output=True, check=False)
+    if ran.returncode:
+        reason = ran.stderr.decode("utf-8", "replace")
+        # GHC's runtime: exit code 251 is heap exhaustion.
+        if ran.returncode == 251 or "out of memory" in reason or "heap overflow" in reason:
+            raise MemoryError
+        raise ParseFailure("corrupt", f"pandoc cannot read it: {reason or f'status {ran.returncode}'}")
+    return read_html(ran.stdout.decode("utf-8", "replace"))
+
+
+def _text_boxes(document: bytes) -> list[str]:
+    """The texts of a Word document's text boxes, once each (they come twice, for new and old programs)."""
+    boxes: dict[str, None] = {}
+    if b"txbxContent" in document:
+        for box in read_xml(document).iter(f"{_WORD}txbxContent"):
+            lines = ("".join(text.text or "" for text in paragraph.iter(f"{_WORD}t")) for paragraph in box.iter(f"{_WORD}p"))
+            boxes["\n".join(line for line in lines if line.strip())] = None
+    return [box for box in boxes if box]
 
 
 def _front_metadata(front: str) -> dict[str, object]:
