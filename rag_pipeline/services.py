@@ -150,7 +150,7 @@ def _start(server: _Server, answers: Callable[[], bool], launch: Callable[[_Serv
     try:
         _make_state(server)
         deadline = time.monotonic() + PATIENCE
-        launched = False
+        pause, launched = 0.02, False
         while not (_is_private(server.socket.parent) and answers()):
             with _claim(server) as lock:
                 processes = _processes(server)
@@ -164,7 +164,8 @@ def _start(server: _Server, answers: Callable[[], bool], launch: Callable[[_Serv
                 _send(signal.SIGKILL, processes)
             if time.monotonic() > deadline:
                 raise ServiceError(f"{server.name} does not answer: `rag down` stops it (its log: {server.log})")
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.2)
     except OSError as error:
         raise ServiceError(
             f"no server can live in {server.home} ({error}): set RAG_HOME to a place of your own"

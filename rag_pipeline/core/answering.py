@@ -25,6 +25,8 @@ INSTRUCTIONS = f"""You answer questions from numbered passages and from nothing 
 
 # An extractive answer quotes at most this many sentences.
 MOST_SENTENCES = 3
+# ... each of them worth at least this part of the best.
+SHARE_OF_BEST = 0.6
 
 CITATION = re.compile(r"\[(\d+)\]")
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s|$)|(?=\n|$)|[。！？])")
@@ -156,18 +158,19 @@ def _check_citations(text: str, passages: Sequence[Hit]) -> tuple[str, list[int]
 def _extract(question: str, hits: Hits, tokens: Tokens) -> Answer:
     """The sentences that share the most telling words with the question, each quoted with its citation."""
     wanted = _stems(question)
-    sentences = [
+    sentences = dict.fromkeys(
         (number, match[0].strip()) for number, hit in enumerate(hits, 1) for match in SENTENCE.finditer(hit.content)
-    ]
+    )
     frequency = Counter(stem for _, sentence in sentences for stem in _stems(sentence))
 
     def weight(number: int, sentence: str) -> float:
         """The question's words found, rare ones more than common ones; better hits and readable lengths first."""
-        found = sum(1 / (1 + log(frequency[stem])) for stem in wanted & _stems(sentence))
-        return found / (1 + 0.15 * (number - 1)) / (1 + 0.002 * len(sentence))
+        found = sum(1 / (1 + 0.3 * log(frequency[stem])) for stem in wanted & _stems(sentence))
+        return found / (1 + 0.1 * (number - 1)) / (1 + 0.002 * len(sentence))
 
-    ranked = sorted(dict.fromkeys(sentences), key=lambda entry: -weight(*entry))
-    best = [(number, sentence) for number, sentence in ranked[:MOST_SENTENCES] if weight(number, sentence) > 0]
+    ranked = sorted(((weight(*entry), *entry) for entry in sentences), key=lambda entry: -entry[0])
+    least = ranked[0][0] * SHARE_OF_BEST if ranked else 0.0
+    best = [(number, sentence) for score, number, sentence in ranked[:MOST_SENTENCES] if score >= least and score > 0]
     cited = sorted({number for number, _ in best})
     result = Answer(
         question=question,

@@ -96,8 +96,9 @@ def probe(provider: Provider) -> np.ndarray:
 
 def same_model(kept: np.ndarray, now: np.ndarray) -> bool:
     """Whether two answers to the probe text come from the same model."""
-    cosine = float(kept @ now) / float(np.linalg.norm(kept) * np.linalg.norm(now))
-    return len(kept) == len(now) and cosine >= SAME_MODEL_COSINE
+    if len(kept) != len(now):
+        return False
+    return float(kept @ now) >= SAME_MODEL_COSINE * float(np.linalg.norm(kept) * np.linalg.norm(now))
 
 
 def embed_stream(

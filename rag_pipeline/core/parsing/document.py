@@ -92,13 +92,14 @@ class Draft:
 
 
 def table_block(rows: Iterable[Iterable[str]], header_rows: int = 0, page: int | None = None) -> Block:
-    """A table as a block: one row a line, cells separated by ' | ', the header's rows first; rows without any text are left out."""
+    """A table as a block: one row a line, cells separated by ' | ', the header's rows first; rows and columns without any text are left out."""
+    table = [[" ".join(normalise(cell).split()) for cell in row] for row in rows]
+    used = {column for row in table for column, cell in enumerate(row) if cell}
     lines = []
     header_lines = 0
-    for number, row in enumerate(rows):
-        cells = [" ".join(normalise(cell).split()) for cell in row]
-        if any(cells):
-            lines.append(" | ".join(cells).strip())
+    for number, row in enumerate(table):
+        if any(row):
+            lines.append(" | ".join(cell for column, cell in enumerate(row) if column in used).strip())
             header_lines += number < header_rows
     header = "\n".join(lines[:header_lines]) if header_lines else None
     return Block("table", "\n".join(lines), page, header=header)

@@ -14,8 +14,23 @@ MARKS = (  # UTF-32 before UTF-16: the mark of the one begins with that of the o
 # What the web calls by these names is their superset (WHATWG Encoding Standard, labels).
 SUPERSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030",
              "euc_kr": "cp949", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-8-i": "iso8859-8"}  # fmt: skip
-# Encodings of one byte a character that charset-normalizer may choose from; the many others only add wrong guesses.
-ONE_BYTE = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r", "iso8859_2", "cp866"]
+# Encodings of other than Latin scripts, for charset-normalizer to choose from; the many others only add wrong guesses.
+OTHER_SCRIPTS = ["cp1251", "koi8_r", "cp866", "cp1253", "cp1255", "cp1256", "cp874", "big5", "gb18030", "cp949", "euc_jp", "cp932"]
+# The letters beyond ASCII of the languages that are written in an encoding, more common ones first; all of them together last.
+WESTERN = ("äöüß", "àâçéèêëîïôùûüÿœæ", "áéíóúüñ", "àèéìíîòóùú", "áâãàçéêíóôõúü", "åäöéæøü", "áéíóúýþæöð", "éëïöóüèáê")
+ALPHABETS = (
+    *(("cp1252", set(alphabet + "ªºµ")) for alphabet in WESTERN),
+    ("cp1250", set("ąćęłńóśźż")),
+    ("cp1250", set("áčďéěíňóřšťúůýžäľĺŕô")),
+    ("cp1250", set("áéíóöőúüű")),
+    ("cp1250", set("čćđšž")),
+    ("cp1250", set("ăâîşţ")),
+    ("cp1254", set("çğıöşüâîû")),
+    ("cp1252", set("".join(WESTERN) + "ªºµ")),
+)
+ASCII_LETTERS = set("abcdefghijklmnopqrstuvwxyz")
+HIGH_BYTES = bytes(range(128, 256))
+LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" + HIGH_BYTES
 # Fewer bytes beyond ASCII than this tell nothing about the language, so nothing about the encoding.
 ENOUGH_TO_GUESS = 24
 
@@ -119,15 +134,21 @@ def _mostly_utf8(content: bytes) -> bool:
 
 
 def _guess(content: bytes) -> Decoded:
-    japanese = _japanese(content)
-    if japanese:
+    """The encoding in which the text reads like a language: Japanese by its kana, Latin scripts by their alphabets, others by statistics."""
+    if japanese := _japanese(content):
         return japanese
-    if len(content) - len(content.translate(None, bytes(range(128, 256)))) >= ENOUGH_TO_GUESS:
+    beyond_ascii = len(content) - len(content.translate(None, HIGH_BYTES))
+    letters = len(content) - len(content.translate(None, LETTERS))
+    if beyond_ascii >= max(ENOUGH_TO_GUESS, 0.4 * letters):
         from charset_normalizer import from_bytes
 
-        best = from_bytes(content[:200_000], cp_isolation=[*ONE_BYTE, "big5", "gb18030", "cp949", "euc_jp", "cp932"]).best()
+        best = from_bytes(content[:200_000], cp_isolation=OTHER_SCRIPTS).best()
         if best and (text := _strict(content, best.encoding)) is not None:
             return Decoded(text, best.encoding, guessed=True)
+    for encoding, alphabet in ALPHABETS:
+        text = _strict(content, encoding)
+        if text is not None and set(filter(str.isalpha, text.lower())) - ASCII_LETTERS <= alphabet:
+            return Decoded(text, encoding, guessed=True)
     for encoding in ("cp1252", "latin-1"):  # Latin-1 reads any bytes, so one of the two answers
         text = _strict(content, encoding)
         if text is not None:

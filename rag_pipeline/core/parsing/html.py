@@ -171,12 +171,15 @@ def _is_page_footer(element: etree._Element) -> bool:
 
 
 def _is_data(table: etree._Element) -> bool:
-    """Whether a table holds data, not the page's layout: it has header cells, or nothing like a page inside; and more than one cell."""
-    nested = next(table.iterdescendants("table", *HEADINGS, "form"), None)
-    if nested is not None and not any(row.find("th") is not None for row in _rows(table)):
+    """Whether a table holds data, not the page's layout: it has header cells, or some row has two cells with text and none has a page inside."""
+    if table.get("role") == "presentation":
         return False
-    cells = table.iterdescendants("td", "th")
-    return next(cells, None) is not None and next(cells, None) is not None
+    rows = list(_rows(table))
+    if any(row.find("th") is not None for row in rows):
+        return True
+    if next(table.iterdescendants("table", *HEADINGS, "form"), None) is not None:
+        return False
+    return any(sum(1 for cell in row.iterchildren("td") if "".join(cell.itertext()).strip()) > 1 for row in rows)
 
 
 def _table(table: etree._Element) -> Block:

@@ -40,13 +40,14 @@ def parse_msg(content: bytes, name: str) -> Draft:
     from oxmsg import Message
 
     message = Message.load(BytesIO(content))
-    if "smime" in (message.message_class or "").lower() and "multipartsigned" not in message.message_class.lower():
+    kind = (message.message_class or "").lower()
+    names = [attachment.file_name for attachment in message.attachments if attachment.file_name]
+    if ("smime" in kind and "multipartsigned" not in kind) or any(name.endswith(".pgp-encrypted") for name in names):
         raise ParseFailure("encrypted", "the message is encrypted for its recipients")
     headers = {key.lower(): value for key, value in message.message_headers.items()}
     recipients = ", ".join(f"{r.name} <{r.email_address}>" if r.name != r.email_address else r.name for r in message.recipients)
     sent = message.sent_date.isoformat() if message.sent_date else ""
     lines = {"From": message.sender, "To": headers.get("to") or recipients, "Cc": headers.get("cc"), "Bcc": headers.get("bcc"), "Date": sent}
-    names = [attachment.file_name for attachment in message.attachments if attachment.file_name]
     body = read_html(message.html_body).blocks if message.html_body else []
     if not body and message.body:
         body = parse_plain(message.body.encode("utf-8", "replace"), name).blocks

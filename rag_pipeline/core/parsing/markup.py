@@ -1,7 +1,11 @@
 """Formats that become HTML first: Markdown by markdown-it, the others by pandoc, which unstructured itself uses for them."""
 
+import io
 import re
 import subprocess
+import zipfile
+
+from lxml import etree
 
 from .containers import open_zip, properties, read_xml
 from .document import Block, Draft, ParseFailure
@@ -76,16 +80,15 @@ def parse_odt(content: bytes, name: str) -> Draft:
 
 
 def parse_docx(content: bytes, name: str) -> Draft:
-    """Word. pandoc keeps what python-docx, under unstructured, drops: insertions, content controls, notes. Text boxes follow at the end."""
+    """Word. pandoc keeps what python-docx, under unstructured, drops: insertions, content controls, notes."""
     with open_zip(content) as archive:
         metadata = properties(archive, "docProps/core.xml")
         main = next((n for n in archive.namelist() if n.startswith("word/document") and n.endswith(".xml")), None)
         if main is None:
             raise ParseFailure("corrupt", "the container holds no Word document")
-        boxes = _text_boxes(archive.read(main))
+        if b"txbxContent" in (document := archive.read(main)):
+            content = _replaced(archive, main, _text_boxes_unpacked(document))
     draft = pandoc(content, "docx")
-    seen = {block.text for block in draft.blocks}
-    draft.blocks += [Block("paragraph", box) for box in boxes if box not in seen]
     draft.metadata = metadata
     return draft
 
@@ -102,17 +105,40 @@ def pandoc(content: bytes, source_format: str) -> Draft:
         if ran.returncode == 251 or "out of memory" in reason or "heap overflow" in reason:
             raise MemoryError
         raise ParseFailure("corrupt", f"pandoc cannot read it: {reason or f'status {ran.returncode}'}")
-    return read_html(ran.stdout.decode("utf-8", "replace"))
+    draft = read_html(ran.stdout.decode("utf-8", "replace"))
+    if draft.metadata.get("title") == "-":  # standing for the standard input
+        del draft.metadata["title"]
+    return draft
 
 
-def _text_boxes(document: bytes) -> list[str]:
-    """The texts of a Word document's text boxes, once each (they come twice, for new and old programs)."""
-    boxes: dict[str, None] = {}
-    if b"txbxContent" in document:
-        for box in read_xml(document).iter(f"{_WORD}txbxContent"):
-            lines = ("".join(text.text or "" for text in paragraph.iter(f"{_WORD}t")) for paragraph in box.iter(f"{_WORD}p"))
-            boxes["\n".join(line for line in lines if line.strip())] = None
-    return [box for box in boxes if box]
+def _text_boxes_unpacked(document: bytes) -> bytes:
+    """A Word document whose text boxes are paragraphs after the one they hang on: pandoc would put them in its place."""
+    root = read_xml(document)
+    for box in reversed(list(root.iter(f"{_WORD}txbxContent"))):
+        # The outermost paragraph holds the shape twice, for new programs and, as a fallback, for old ones.
+        anchor = next((p for p in reversed(list(box.iterancestors(f"{_WORD}p")))), None)
+        shape = next((e for e in box.iterancestors() if e.getparent() is not None and e.getparent().tag == f"{_WORD}r"), None)
+        if anchor is None or shape is None:
+            continue
+        if not _in_fallback(box):
+            for inner in reversed(list(box)):
+                anchor.addnext(inner)
+        if not any(len(other) for other in shape.iter(f"{_WORD}txbxContent") if not _in_fallback(other)):
+            shape.getparent().remove(shape)
+    return etree.tostring(root, xml_declaration=True, encoding="UTF-8", standalone=True)
+
+
+def _in_fallback(element: etree._Element) -> bool:
+    return any(etree.QName(outer).localname == "Fallback" for outer in element.iterancestors())
+
+
+def _replaced(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
+    """A copy of the archive with other content for one member."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in archive.namelist():
+            target.writestr(member, content if member == name else archive.read(member))
+    return copy.getvalue()
 
 
 def _front_metadata(front: str) -> dict[str, object]:

@@ -21,7 +21,7 @@ def parse_csv(content: bytes, name: str) -> Draft:
     text = decoded.text.replace("\0", "")
     csv.field_size_limit(MAX_CELL)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, "\t" if name.lower().endswith((".tsv", ".tab")) else ","))
-    return Draft([table for table in _tables(rows)], decoded.metadata())
+    return Draft(list(_tables(rows)), decoded.metadata())
 
 
 def parse_xlsx(content: bytes, name: str) -> Draft:
@@ -65,44 +65,53 @@ def _add_sheet(draft: Draft, title: str, number: int, rows: Iterable[list[str]])
 
 
 def _tables(rows: Iterable[list[str]], page: int | None = None) -> Iterator[Block]:
-    """The tables that empty rows part. A lone cell on a row of its own before or after one is a paragraph."""
+    """The tables that empty rows part. Rows that go on with the columns of the table before, after a gap, belong to it."""
     region: list[list[str]] = []
+    gap = False
     for row in rows:
-        if any(cell.strip() for cell in row):
-            region.append(row)
-        elif region:
+        if not any(cell.strip() for cell in row):
+            gap = bool(region)
+            continue
+        if gap and not (_width(region[-1]) > 1 and _width(row) > 1 and not _is_header(row)):
             yield from _region(region, page)
             region = []
+        region.append(row)
+        gap = False
     if region:
         yield from _region(region, page)
 
 
+def _width(row: list[str]) -> int:
+    return sum(1 for cell in row if cell.strip())
+
+
+def _is_header(row: list[str]) -> bool:
+    """Whether a row can be a table's header: several cells, none of them a number."""
+    return _width(row) > 1 and not any(_NUMBER.match(cell.strip()) for cell in row)
+
+
 def _region(rows: list[list[str]], page: int | None) -> Iterator[Block]:
-    used = [[index for index, cell in enumerate(row) if cell.strip()] for row in rows]
-    first, last = min(indexes[0] for indexes in used), max(indexes[-1] for indexes in used)
+    """A table without the empty columns around it; lone cells above it, or alone, are paragraphs."""
     start = 0
-    if last > first:
-        while start < len(rows) and len(used[start]) == 1:
-            yield Block("paragraph", rows[start][used[start][0]], page)
-            start += 1
-    table = [[*row[first : last + 1], *[""] * (last + 1 - max(len(row), first))] for row in rows[start:]]
-    if not table:
-        return
-    header = len(table) > 1 and len(used[start]) > 1 and not any(_NUMBER.match(cell.strip()) for cell in table[0])
-    yield table_block(table, int(header), page)
+    while start < len(rows) and _width(rows[start]) == 1 and (start + 1 == len(rows) or any(_width(row) > 1 for row in rows)):
+        yield Block("paragraph", "".join(rows[start]), page)
+        start += 1
+    if start < len(rows):
+        header = len(rows) - start > 1 and _is_header(rows[start])
+        yield table_block(rows[start:], int(header), page)
 
 
 def _delimiter(text: str, named: str) -> str:
-    """The separator that gives most rows the same number of cells, more than one; `named` when none does."""
+    """The separator that gives most rows the same number of cells, more than one; one that does not occur when none does."""
     sample = text[:100_000].splitlines()[:100]
-    best, best_score = named, 0.0
+    best, best_score = "\x1f", 0.6
     for candidate in dict.fromkeys([named, ",", ";", "\t", "|"]):
         counts = [len(row) for row in csv.reader(sample, delimiter=candidate) if row]
         widest = max(set(counts), key=counts.count, default=1)
         score = counts.count(widest) / len(counts) if widest > 1 else 0.0
         if score > best_score:
             best, best_score = candidate, score
-    return best if best_score >= 0.6 else named
+    return best
 
 
 def _shown(value: object) -> str:
