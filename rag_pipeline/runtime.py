@@ -9,7 +9,7 @@ from rag_pipeline.core import database
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.chatting import ChatProvider, connect_chat
 from rag_pipeline.core.chunking import ChunkSettings, InputLimit
-from rag_pipeline.core.collections import CollectionSettings
+from rag_pipeline.core.collections import CollectionSettings, chunk_size
 from rag_pipeline.core.embedding import Provider, connect_provider
 from rag_pipeline.core.models import EmbeddingModel, embedding_model
 from rag_pipeline.services import start_postgres, start_valkey
@@ -42,12 +42,8 @@ class Runtime:
 
     def chunk_settings(self, settings: CollectionSettings) -> ChunkSettings:
         """The collection's chunk settings; where it has none, what suits its embedding model."""
-        tokens, overlap = (512, 64) if self.model(settings).max_input_tokens >= 512 else (192, 0)
-        return ChunkSettings(
-            chunk_tokens=tokens if settings.chunk_tokens is None else settings.chunk_tokens,
-            chunk_overlap=overlap if settings.chunk_overlap is None else settings.chunk_overlap,
-            embed_headings=settings.embed_headings,
-        )
+        tokens, overlap = chunk_size(settings, self.model(settings))
+        return ChunkSettings(tokens, overlap, settings.embed_headings)
 
     def input_limit(self, model: EmbeddingModel) -> InputLimit:
         """What the model reads as one input, counted its own way."""

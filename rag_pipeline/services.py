@@ -83,19 +83,7 @@ def stop(home: Path) -> list[str]:
 
     A server that has not stopped within PATIENCE seconds is killed: both recover from that.
     """
-    stopped = []
-    for server in (_Server.postgres(home), _Server.valkey(home)):
-        deadline = time.monotonic() + PATIENCE
-        while processes := _processes(server):
-            if server.name not in stopped:
-                stopped.append(server.name)
-            main = _main(server, processes)
-            if main is None or time.monotonic() > deadline:
-                _send(signal.SIGKILL, processes)
-            else:
-                _send(server.stop_signal, [main])
-            time.sleep(0.05)
-    return stopped
+    return [server.name for server in (_Server.postgres(home), _Server.valkey(home)) if _stop(server)]
 
 
 def running(home: Path) -> dict[str, int | None]:
@@ -170,6 +158,28 @@ def _start(server: _Server, answers: Callable[[], bool], launch: Callable[[_Serv
         raise ServiceError(
             f"no server can live in {server.home} ({error}): set RAG_HOME to a place of your own"
         ) from error
+
+
+def _stop(server: _Server) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    found = False
+    while processes := _processes(server):
+        found = True
+        main = _main(server, processes)
+        if main is None or time.monotonic() > deadline:
+            _send(signal.SIGKILL, processes)
+        else:
+            _send(server.stop_signal, [main])
+        time.sleep(0.05)
+    while found:
+        # A process loses its command line a moment before its lock.
+        with _claim(server) as lock:
+            if lock is not None and server.socket.parent != server.state:
+                shutil.rmtree(server.socket.parent, ignore_errors=True)
+            if lock is not None or _processes(server) or time.monotonic() > deadline:
+                break
+        time.sleep(0.02)
+    return found
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import redis
 
 from rag_pipeline.services import Services, start_postgres, start_valkey, stop
 
+pytest_plugins = ("rag_pipeline_tests.pipelines",)
+
 _numbers = itertools.count(1)
 
 

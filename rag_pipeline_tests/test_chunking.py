@@ -79,21 +79,21 @@ elements = st.one_of(
 
 
 @given(st.lists(elements, min_size=1, max_size=15), st.integers(16, 120), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_document_is_cut_within_limits_and_loses_nothing(made, tokens, data):
     overlap = data.draw(st.integers(0, tokens // 2))
     chunks_of(document(*made), tokens, overlap)
 
 
 @given(st.lists(elements, min_size=1, max_size=8), st.integers(16, 80), st.integers(16, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_models_own_limit_rules(made, tokens, most):
     by_characters = InputLimit(most, lambda texts: [len(text) // 2 + 2 for text in texts], "half-characters")
     chunks_of(document(*made), tokens, 0, by_characters)
 
 
 @given(texts, st.integers(16, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_cuts_leave_characters_whole(text, tokens):
     parsed = document(("paragraph", text))
     whole = {match.end() - len(match[0].lstrip()) for match in regex.finditer(r"\X", text)}
@@ -133,7 +133,7 @@ def test_a_paragraph_too_long_is_cut_between_sentences():
     "text",
     [
         "As shown by Dr. Smith et al. in Fig. 3 of vol. 12, e.g. by J. R. Miller, the flow is 3.14 l/s, cf. p. 7. ",
-        "Die Pumpe, z.B. nach DIN 24 255, fördert ggf. 3,14 l/s. ",
+        "Die Pumpe, z.B. nach DIN 24 255, fördert ggf. 3,14 l/s in 9 bzw. 7 min Takt. ",
     ],
 )
 def test_abbreviations_end_no_sentence(text):

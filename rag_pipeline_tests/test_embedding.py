@@ -124,7 +124,8 @@ class MemoryProvider:
 
     def __init__(self, refused: Sequence[str] = (), useless: Sequence[str] = (), batch_inputs: int = 8):
         self.model = EmbeddingModel("openai/memory", 4, 8192, 1.0)
-        self.base_url, self.in_flight, self.batch_inputs, self.batch_tokens = "memory", 3, batch_inputs, 40
+        self.base_url, self.in_flight, self.first_inputs = "memory", 3, 1
+        self.batch_inputs, self.batch_tokens = batch_inputs, 40
         self.refused, self.useless = set(refused), set(useless)
         self.asked: list[str] = []
 

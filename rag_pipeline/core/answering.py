@@ -28,7 +28,8 @@ MOST_SENTENCES = 3
 # ... each of them worth at least this part of the best.
 SHARE_OF_BEST = 0.6
 
-CITATION = re.compile(r"\[(\d+)\]")
+# [1], and [1, 2] as some models write [1][2].
+CITATION = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s|$)|(?=\n|$)|[。！？])")
 WORD = re.compile(r"\w+")
 
@@ -130,29 +131,30 @@ def _within_budget(hits: Sequence[Hit], chat: ChatProvider) -> list[Hit]:
 def _prompt(question: str, passages: Sequence[Hit]) -> str:
     """The passages fenced by tags that their own text cannot close, and the question after them."""
     fenced = "\n".join(
-        f'<passage number="{number}" source="{_inert(" > ".join((hit.path, *hit.heading)))}">\n{_inert(hit.content)}\n</passage>'
+        f'<passage number="{number}" source="{_place(hit)}">\n{_inert(hit.content)}\n</passage>'
         for number, hit in enumerate(passages, 1)
     )
     return f"{fenced}\n\nQuestion: {question}"
 
 
+def _place(hit: Hit) -> str:
+    """Where a hit stands, as an attribute that it cannot end."""
+    return _inert(" > ".join((hit.path, *hit.heading))).replace('"', "'")
+
+
 def _inert(text: str) -> str:
-    return re.sub(r"<(?=/?\s*passage)", "‹", text, flags=re.IGNORECASE)
+    return re.sub(r"<(?=\s*/?\s*passage)", "‹", text, flags=re.IGNORECASE)
 
 
 def _check_citations(text: str, passages: Sequence[Hit]) -> tuple[str, list[int], int]:
     """The text without citations of passages there are not, the numbers cited in order, and how many were dropped."""
-    dropped = 0
+    numbers = [int(number) for citation in CITATION.findall(text) for number in citation.split(",")]
+    cited = [number for number in numbers if 1 <= number <= len(passages)]
 
     def keep(match: re.Match) -> str:
-        nonlocal dropped
-        if 1 <= int(match[1]) <= len(passages):
-            return match[0]
-        dropped += 1
-        return ""
+        return "".join(f"[{number}]" for number in map(int, match[1].split(",")) if number in cited)
 
-    text = CITATION.sub(keep, text).strip()
-    return text, list(dict.fromkeys(int(number) for number in CITATION.findall(text))), dropped
+    return CITATION.sub(keep, text).strip(), list(dict.fromkeys(cited)), len(numbers) - len(cited)
 
 
 def _extract(question: str, hits: Hits, tokens: Tokens) -> Answer:

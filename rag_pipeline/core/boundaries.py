@@ -10,7 +10,7 @@ import regex
 # Ends of sentences in every script (Unicode's Sentence_Terminal). Western ones count only before white space: "3.14", "a.b".
 _CLOSING = r"[\p{Pe}\p{Pf}\p{Pi}\"'*_`]*"
 _SENTENCE = regex.compile(rf"(?:[.!?…‥]+{_CLOSING}\s+|[^\P{{STerm}}.!?]+{_CLOSING}\s*)")
-_CLAUSE = regex.compile(rf"(?:[,;:—–]{_CLOSING}\s+|[،؛、，；：]{_CLOSING}\s*|\s+[—–-]+\s+|[^\S\n]*\n\s*)")
+_CLAUSE = regex.compile(rf"(?:[,;:—–]{_CLOSING}\s+|[،؛、，；：]{_CLOSING}\s*|(?<=\s)[—–-]+\s+|\n\s*)")
 _WORD = regex.compile(r"\s+")
 _CHARACTER = regex.compile(r"\X")
 _LINE = regex.compile(r"\n")
@@ -18,7 +18,7 @@ _CELL = regex.compile(r" \| ")
 _BLANK_LINE = regex.compile(r"\n(?:[^\S\n]*\n)+")
 _TOP_LEVEL = regex.compile(r"\n(?:[^\S\n]*\n)+(?=[^\s)}\]])")
 
-# Words whose full stop ends no sentence, as they are written most; single letters (initials, "e.g.", "i.e.", "U.S.") need no entry.
+# Words whose full stop ends no sentence, those that are written most; initials, "e.g.", "i.e." and the like need no entry.
 _ABBREVIATIONS = frozenset(
     "al approx art bd ca capt cf ch chap co col corp dept dr ed eds eq est etc ex fig figs gen gov hon inc jr lt ltd max min mr mrs ms mt "
     "no nos op p pp para prof ref refs rep resp rev sec sen sgt sr st tab univ viz vol vols vs bzw ggf inkl nr usw vgl z.b".split()
@@ -43,17 +43,12 @@ def _ends_sentence(text: str, start: int, match: regex.Match) -> bool:
     if not word:
         return True
     last = word[0].rsplit(".", 1)[-1]
-    if len(last) == 1 and last.isalpha() and not _is_sentence_by_itself(last):
+    if len(last) == 1 and (last.isupper() or "." in word[0]):
         return False
     if word[0].lower() in _ABBREVIATIONS or last.lower() in _ABBREVIATIONS:
         return False
     line_start = word.start() == start or text[word.start() - 1] == "\n"
     return not (word[0].isdecimal() and line_start)
-
-
-def _is_sentence_by_itself(letter: str) -> bool:
-    """Whether one letter may be a whole word that ends a sentence, as in scripts that put no space between words."""
-    return not (letter.isupper() or letter.islower())
 
 
 def _ends(pattern: regex.Pattern) -> Boundaries:

@@ -53,8 +53,9 @@ class OpenAIChat:
             raise self._failure(error) from None
         except openai.APIError as error:
             raise ProviderError(f"{self._base_url} does not answer ({type(error).__name__}): try again later") from None
-        if not response.choices:
-            raise ProviderError(f"{self._base_url} sent an answer without a text: try again")
+        # What is not JSON comes through the client as a string: another kind of server, or another path of it.
+        if not getattr(response, "choices", None):
+            raise ProviderError(f"{self._base_url} sent no answer of a chat model: check OPENAI_BASE_URL")
         usage = response.usage
         return Reply(
             response.choices[0].message.content or "",

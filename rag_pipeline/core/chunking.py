@@ -110,12 +110,13 @@ class _Document:
         kept: list[Chunk] = []
         for i, chunk in enumerate(chunks):
             pieces = -(-counts.get(i, 0) // limit.max_tokens)
-            if pieces <= 1 or size == 1:
+            if pieces <= 1 or chunk.end - chunk.start == 1:
                 kept.append(chunk)
                 continue
-            # Equal parts with a little room, so that the last is not a scrap; always smaller, so that it ends.
+            # Equal parts with a little room, so that the last is not a scrap.
             smaller = max(1, min(size - 1, 9 * count_tokens(chunk.input) // (8 * pieces)))
-            kept += self.within(limit, list(self.packer.pack(chunk.start, chunk.end, smaller, 0)), smaller)
+            parts = list(self.packer.pack(chunk.start, chunk.end, smaller, 0))
+            kept += self.within(limit, parts if len(parts) > 1 else self.packer.halves(chunk.start, chunk.end), smaller)
         return kept
 
     def _chunk(self, start: int, end: int, size: int) -> Chunk:

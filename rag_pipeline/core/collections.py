@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import psycopg
@@ -11,7 +11,7 @@ from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 
 from rag_pipeline.core.errors import UsageError
-from rag_pipeline.core.models import embedding_model
+from rag_pipeline.core.models import EmbeddingModel, embedding_model
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -70,6 +70,9 @@ def get(connection: Connection, name: str) -> Collection:
 
 
 def find(connection: Connection, name: str) -> Collection | None:
+    """The collection of that name, if there is one."""
+    if not NAME.fullmatch(name):
+        return None
     with connection.cursor(row_factory=kwargs_row(_from_row)) as cursor:
         return cursor.execute(
             "SELECT name, source, settings, active_index FROM rag.collection WHERE name = %s", [name]
@@ -89,9 +92,7 @@ def change(connection: Connection, name: str, settings: Mapping[str, object]) ->
     before = get(connection, name)
     after = _checked(connection, CollectionSettings(**{**asdict(before.settings), **settings}))
     with connection.transaction():
-        connection.execute(
-            "UPDATE rag.collection SET settings = %s WHERE name = %s", [Jsonb(_explicit(after)), name]
-        )
+        connection.execute("UPDATE rag.collection SET settings = %s WHERE name = %s", [Jsonb(_explicit(after)), name])
         _forgive(connection, name, before.settings, after)
     return get(connection, name)
 
@@ -100,7 +101,9 @@ def remove(connection: Connection, name: str) -> None:
     """Drop a collection and everything derived from it. Embeddings stay in the cache until they expire."""
     get(connection, name)
     with connection.transaction():
-        for (index_id,) in connection.execute("SELECT id FROM rag.vector_index WHERE collection = %s", [name]).fetchall():
+        for (index_id,) in connection.execute(
+            "SELECT id FROM rag.vector_index WHERE collection = %s", [name]
+        ).fetchall():
             connection.execute(
                 sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("rag", f"indexed_chunk_{index_id}"))
             )
@@ -150,22 +153,36 @@ def _explicit(settings: CollectionSettings) -> dict[str, object]:
     }
 
 
+def chunk_size(settings: CollectionSettings, model: EmbeddingModel) -> tuple[int, int]:
+    """The tokens of a chunk and of its overlap with the next: as they are set, else as they suit the model and each other."""
+    tokens, overlap = (512, 64) if model.max_input_tokens >= 512 else (192, 0)
+    if settings.chunk_tokens is not None:
+        tokens = settings.chunk_tokens
+    if settings.chunk_overlap is not None:
+        return tokens, settings.chunk_overlap
+    return tokens, min(overlap, tokens // 4)
+
+
 def _checked(connection: Connection, settings: CollectionSettings) -> CollectionSettings:
     """The settings, once they fit together and the database knows their words. Raises UsageError."""
     model = embedding_model(settings.embedding_model, settings.dimensions)
     if model.dimensions > 4000:
         raise UsageError(f"dimensions={model.dimensions} cannot be indexed: pgvector's HNSW takes 4000 at most")
-    if settings.chunk_tokens and settings.chunk_overlap and settings.chunk_overlap * 2 > settings.chunk_tokens:
+    tokens, overlap = chunk_size(settings, model)
+    if overlap * 2 > tokens:
+        raise UsageError(f"chunk_overlap={overlap} is more than half of chunk_tokens={tokens}")
+    if settings.hnsw_ef_construction < 2 * settings.hnsw_m:
         raise UsageError(
-            f"chunk_overlap={settings.chunk_overlap} is more than half of chunk_tokens={settings.chunk_tokens}"
+            f"hnsw_ef_construction={settings.hnsw_ef_construction} is less than twice hnsw_m={settings.hnsw_m}"
         )
     try:
-        connection.execute("SELECT %s::regconfig", [settings.text_search])
-    except psycopg.errors.UndefinedObject:
+        # As the server writes it, for it is compared with what an index was built with.
+        (text_search,) = connection.execute("SELECT %s::regconfig::text", [settings.text_search]).fetchone()
+    except psycopg.Error:
         raise UsageError(
             f"text_search={settings.text_search} is no text-search configuration of this PostgreSQL: \\dF lists them"
         ) from None
-    return settings
+    return replace(settings, text_search=text_search)
 
 
 # A failure that a limit caused deserves another try once that limit has changed.
@@ -226,7 +243,12 @@ def _fraction(text: str) -> float:
 
 
 def _globs(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    from fsspec.utils import glob_translate
+
+    globs = tuple(part.strip() for part in text.split(",") if part.strip())
+    for glob in globs:
+        glob_translate(glob)
+    return globs
 
 
 def _precision(text: str) -> str:

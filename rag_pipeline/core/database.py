@@ -6,6 +6,7 @@ from pathlib import Path
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import Connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from rag_pipeline.core.errors import ServiceError
 
@@ -31,13 +32,15 @@ def connect(database_url: str, *, autocommit: bool = True) -> Connection:
 def migrate(database_url: str) -> None:
     """Bring the schema to the version this code was written for. Safe to call from several processes at once.
 
-    Raises ServiceError when the server cannot be reached, its pgvector is too old, or its schema is newer than this code.
+    Raises ServiceError when the server cannot be reached, its encoding is not UTF8, its pgvector is too old, or its schema
+    is newer than this code.
     """
     migrations = _migrations()
     with _open(database_url, autocommit=True) as connection:
         if _version(connection) == max(migrations):
             return
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        _require_utf8(connection)
         _require_pgvector(connection)
         connection.execute("CREATE SCHEMA IF NOT EXISTS rag")
         connection.execute(
@@ -58,15 +61,20 @@ def migrate(database_url: str) -> None:
 
 
 def masked(database_url: str) -> str:
-    """The URL as it may be shown to a person: without its password."""
-    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", re.sub(r"(password=)[^&\s]+", r"\1***", database_url))
+    """What a valid URL says, as it may be shown to a person: without its passwords."""
+    parts = conninfo_to_dict(database_url)
+    return make_conninfo(**{key: "***" if "password" in key else value for key, value in parts.items()})
 
 
 def _open(database_url: str, autocommit: bool) -> Connection:
     try:
         return psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10, application_name="rag_pipeline")
-    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except psycopg.ProgrammingError:
+        # Its message may quote what it could not read, a password among it.
+        raise ServiceError("RAG_DATABASE_URL is no valid PostgreSQL URL: correct it") from None
+    except psycopg.OperationalError as error:
+        # An indented line is libpq's hint to whoever runs the server.
+        reason = [line for line in str(error).splitlines() if line and not line.startswith("\t")][-1]
         raise ServiceError(
             f"cannot reach PostgreSQL at {masked(database_url)}: {reason}; start it or correct RAG_DATABASE_URL"
         ) from None
@@ -81,6 +89,13 @@ def _version(connection: Connection) -> int:
     if connection.execute("SELECT to_regclass('rag.migration')").fetchone()[0] is None:
         return 0
     return connection.execute("SELECT coalesce(max(version), 0) FROM rag.migration").fetchone()[0]
+
+
+def _require_utf8(connection: Connection) -> None:
+    """Spans count code points, which a server of another encoding cannot."""
+    (encoding,) = connection.execute("SHOW server_encoding").fetchone()
+    if encoding != "UTF8":
+        raise ServiceError(f"the database is encoded in {encoding}: create it with ENCODING 'UTF8'")
 
 
 def _require_pgvector(connection: Connection) -> None:

@@ -30,8 +30,6 @@ SAME_MODEL_COSINE = 0.99
 
 # Inputs looked up in the cache at a time: their texts and vectors are what is held besides the batches in flight.
 WINDOW = 512
-# The first batch goes alone and is small: its answer tells the rate limits, and whether the key and the model are good.
-FIRST_BATCH = 4
 # Batches that are ready while all of `in_flight` are asked, so that nobody waits for the reading and the writing.
 READY = 2
 
@@ -190,7 +188,7 @@ class _Asking:
         self._provider = provider
         self._cache = cache
         self._first = threading.Lock()
-        self._answered = False
+        self._answered = provider.first_inputs == 0
 
     def ask(self, batch: list[EmbeddingInput]) -> _Outcome:
         """The vectors of a batch, which are in the cache when this returns; never raises what a provider raises."""
@@ -266,7 +264,7 @@ class _Batch:
 
     def __init__(self, provider: Provider):
         self._provider = provider
-        self._most = FIRST_BATCH
+        self._most = provider.first_inputs or provider.batch_inputs
         self._tokens = 0
         self.inputs: list[EmbeddingInput] = []
 

@@ -74,7 +74,6 @@ def open_file(where: str) -> BinaryIO:
 def _walk_local(source: str) -> Iterator[SourceFile | None]:
     """The files below a folder; None for each entry that is skipped: hidden, leading outside, or no regular file."""
     root = os.path.realpath(source)
-    now = time.time_ns()
     folders = [(source, "", (root,))]
     while folders:
         folder, prefix, ancestors = folders.pop()
@@ -92,30 +91,52 @@ def _walk_local(source: str) -> Iterator[SourceFile | None]:
                 if not stat.S_ISREG(status.st_mode):
                     yield None
                     continue
-                young = abs(now - status.st_mtime_ns) < YOUNG_NS
-                yield SourceFile(path, status.st_size, None if young else str(status.st_mtime_ns), status.st_mtime)
+                yield SourceFile(path, status.st_size, _stamp(status.st_mtime_ns), status.st_mtime)
 
 
 def _stays_inside(target: str | None, root: str, ancestors: tuple[str, ...]) -> bool:
     """Whether a symbolic link may be followed: to what exists below the source, and not to a folder that holds the link."""
     return target is None or (
-        target.startswith(root + os.sep) and target not in ancestors and os.path.lexists(target)  # noqa: PTH
+        target.startswith(root + os.sep) and target not in ancestors and os.path.exists(target)  # noqa: PTH110
     )
 
 
+def _stamp(modified_ns: int) -> str | None:
+    """The time of a file as its stamp, once it is old enough to tell a further change."""
+    return None if abs(time.time_ns() - modified_ns) < YOUNG_NS else str(modified_ns)
+
+
 def _walk_remote(source: str) -> Iterator[SourceFile | None]:
+    """The files below an fsspec URL, folder by folder: its own `find` and `walk` leave out a folder that fails."""
     filesystem, root = fsspec.core.url_to_fs(source)
+    root = root.rstrip("/")
     filesystem.invalidate_cache()
-    if not filesystem.exists(root):
+    if not filesystem.isdir(root):
         raise FileNotFoundError("there is no such folder")
-    for full_path, entry in filesystem.find(root, detail=True).items():
-        path = full_path.removeprefix(root).lstrip("/")
-        if any(part.startswith(".") for part in path.split("/")):
-            yield None
-            continue
-        modified = entry.get("LastModified") or entry.get("mtime") or entry.get("created") or 0.0
-        modified = modified.timestamp() if isinstance(modified, datetime) else float(modified)
-        yield SourceFile(path, entry["size"], str(entry.get("ETag") or modified).strip('"'), modified)
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        for entry in filesystem.ls(folder, detail=True):
+            full_path = entry["name"].rstrip("/")
+            if full_path == folder:  # an object store's marker of the folder itself
+                continue
+            path = full_path.removeprefix(root).lstrip("/")
+            if path.rpartition("/")[2].startswith(".") or not _is_utf8(path):
+                yield None
+            elif entry["type"] == "directory":
+                folders.append(full_path)
+            else:
+                yield SourceFile(path, entry["size"] or 0, *_remote_version(entry))
+
+
+def _remote_version(entry: dict) -> tuple[str | None, float]:
+    """A remote file's stamp and time, each under the names that the file systems give them; no stamp where there is neither."""
+    etag = entry.get("ETag") or entry.get("etag")
+    times = (entry.get(key) for key in ("LastModified", "last_modified", "mtime", "updated", "created"))
+    modified = next((time for time in times if isinstance(time, datetime | int | float)), None)
+    seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified or 0.0)
+    stamp = str(etag).strip('"') if etag else None if modified is None else _stamp(int(seconds * 1e9))
+    return stamp, seconds
 
 
 def _is_utf8(name: str) -> bool:

@@ -157,7 +157,9 @@ def insert_chunks(connection: Connection, index: VectorIndex, rows: Sequence[tup
 
 def build_graph(connection: Connection, index: VectorIndex) -> None:
     """Build the HNSW graph (cosine) and the text index over the rows loaded so far; at once when they are there."""
-    kind, operators = ("halfvec", "halfvec_cosine_ops") if index.precision == "half" else ("vector", "vector_cosine_ops")
+    kind, operators = (
+        ("halfvec", "halfvec_cosine_ops") if index.precision == "half" else ("vector", "vector_cosine_ops")
+    )
     name = f"indexed_chunk_{index.id}"
     with connection.transaction():
         connection.execute(

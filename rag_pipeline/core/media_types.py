@@ -55,7 +55,9 @@ BY_SUFFIX = {
 TYPE_OF_SUFFIX = {suffix: media_type for media_type, suffixes in BY_SUFFIX.items() for suffix in suffixes.split()}
 
 _HTML = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S)
-_XML = re.compile(r"\s*<\?xml\s|\s*(<!--.*?-->\s*)*<(!DOCTYPE\s+\w|[A-Za-z_][\w.:-]*(\s+[\w.:-]+\s*=\s*[\"'][^<]*)?/?>)", re.S)
+_XML = re.compile(
+    r"\s*<\?xml\s|\s*(<!--.*?-->\s*)*<(!DOCTYPE\s+\w|[A-Za-z_][\w.:-]*(\s+[\w.:-]+\s*=\s*[\"'][^<]*)?/?>)", re.S
+)
 _MAIL_HEADER = re.compile(r"^([A-Za-z][A-Za-z0-9-]*):[ \t]*\S?", re.M)
 _MAIL_NAMES = {"from", "to", "cc", "subject", "date", "mime-version", "received", "return-path", "message-id", "delivered-to", "content-type",
                "reply-to", "x-mailer", "dkim-signature", "sender", "content-transfer-encoding"}  # fmt: skip
@@ -148,7 +150,9 @@ def _zip_type(head: bytes, path: Path | None) -> str:
 
 def _local_names(head: bytes) -> list[str]:
     return [
-        head[match.end() : match.end() + int.from_bytes(head[match.start() + 26 : match.start() + 28], "little")].decode("latin-1")
+        head[
+            match.end() : match.end() + int.from_bytes(head[match.start() + 26 : match.start() + 28], "little")
+        ].decode("latin-1")
         for match in re.finditer(rb"PK\x03\x04.{26}", head, re.S)
     ]
 

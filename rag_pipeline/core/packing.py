@@ -49,6 +49,12 @@ class Packer:
             begin = self._overlap(previous, cut, overlap) if overlap else fresh
             begin = min(begin, fresh)
 
+    def halves(self, start: int, end: int) -> list[tuple[int, int]]:
+        """A span that is one token, cut in two between characters: another tokenizer may count it as many."""
+        middle = (start + end) // 2
+        parts = [(start, self._stop(start, middle)), (self._begin(middle, end), end)]
+        return [(begin, stop) for begin, stop in parts if begin < stop]
+
     def element_at(self, position: int) -> int:
         """The index of the element that holds a position, or the white space after it."""
         return max(0, bisect_right(self.starts, position) - 1)

@@ -5,6 +5,7 @@ waits until the debt is paid off: those who wait are served in turn, and nobody 
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -119,7 +120,9 @@ def _limit(state: State, limits: Mapping[str, int | None], kind: str) -> tuple[f
 
 
 def _number(text: str | None) -> float | None:
+    """A header's number, None where it is missing or makes no sense."""
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
         return None
+    return number if 0 <= number < math.inf else None

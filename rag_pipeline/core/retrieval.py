@@ -1,5 +1,6 @@
 """search: the published chunks nearest to a question, by meaning, by words, or by both."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ import numpy as np
 from psycopg import Connection, IsolationLevel, sql
 from psycopg.rows import dict_row
 
-from rag_pipeline.core.collections import get
+from rag_pipeline.core.collections import get, require_name
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.indexing import VectorIndex, active_index
 
@@ -27,6 +28,9 @@ PATHS_SHOWN = 20
 
 # An index may be replaced between reading its id and searching it; a second replacement within milliseconds is not met.
 ATTEMPTS = 3
+
+# What PostgreSQL cannot store, and what bytes that are no UTF-8 become on a command line.
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,12 @@ class Searcher:
             raise UsageError(f"k={k} is not from 1 to 1000")
         if not query.strip():
             raise UsageError("the question is empty: ask something")
+        if NOT_TEXT.search(query):
+            raise UsageError("the question is not valid text: it has a NUL or half a character in it")
         if not names:
             raise UsageError("no collection is named")
+        for name in names:
+            require_name(name)
         results = [self._search_one(name, query, k, mode) for name in dict.fromkeys(names)]
         hits = results[0][0] if len(results) == 1 else _fuse([hits for hits, _ in results], k)
         questions = {id(question): question for _, question in results if question is not None}.values()
@@ -138,9 +146,9 @@ class Searcher:
     def _search_one(self, name: str, query: str, k: int, mode: str) -> tuple[list[Hit], Question | None]:
         for _ in range(ATTEMPTS):
             index = active_index(self.connection, name)
-            if index is None:
-                get(self.connection, name)
-                raise UsageError(f"collection {name} has nothing indexed yet: rag ingest {name}")
+            if index is None or not index.rows:
+                source = get(self.connection, name).source
+                raise UsageError(f"collection {name} has nothing indexed yet: rag ingest {name} reads {source}")
             question = None if mode == "text" else self._question(query, index)
             if question is not None and question.vector is None and mode == "vector":
                 raise ProviderError(f"{question.error}; search by words meanwhile: --mode text")
@@ -151,17 +159,16 @@ class Searcher:
 
     def _question(self, query: str, index: VectorIndex) -> Question:
         key = (query, index.model, index.dimensions)
-        if key not in self._questions:
-            self._questions.clear()
-            try:
-                self._questions[key] = Question(*self.embed(*key))
-            except ProviderError as error:
-                return Question(None, error=str(error))
-        return self._questions[key]
+        if key in self._questions:
+            return self._questions[key]
+        try:
+            question = Question(*self.embed(*key))
+        except ProviderError as error:
+            return Question(None, error=str(error))
+        self._questions = {key: Question(question.vector)}
+        return question
 
-    def _read(
-        self, index: VectorIndex, query: str, vector: np.ndarray | None, k: int, mode: str
-    ) -> list[Hit] | None:
+    def _read(self, index: VectorIndex, query: str, vector: np.ndarray | None, k: int, mode: str) -> list[Hit] | None:
         """The hits as one snapshot has them; None when the index is not the active one in it."""
         depth = max(k, DEPTH)
         statement = _statement(index, with_vector=vector is not None, with_text=mode != "vector")
@@ -186,7 +193,7 @@ class Searcher:
             if active is None or active["active_index"] != index.id:
                 return None
             rows = cursor.execute(statement, parameters).fetchall()
-            if vector is not None and len(rows) < k < index.rows:
+            if vector is not None and len(rows) < min(k, index.rows):
                 cursor.execute("SELECT set_config('enable_indexscan', 'off', true)")
                 rows = cursor.execute(statement, parameters).fetchall()
         return [_hit(rank, index.collection, row) for rank, row in enumerate(rows, 1)]

@@ -144,7 +144,9 @@ class ParserPool:
             except ParseFailure as failure:
                 return protocol.Reply(failure=failure)
             document.copied = True
-        return self._ask(protocol.Parse(str(document.path), job.media_type, job.name, job.expected_hash, PAGES_PER_SHARD))
+        return self._ask(
+            protocol.Parse(str(document.path), job.media_type, job.name, job.expected_hash, PAGES_PER_SHARD)
+        )
 
     def _advance(self, document: _Document, reply: protocol.Reply, pending: dict[Future, _Document]) -> Outcome | None:
         """Take in a reply for a document: its outcome when that was the last one, else None with more work pending."""
@@ -220,7 +222,9 @@ class _Worker:
             self.first_peak_kb = None
         if self.first_peak_kb is None:
             self._kill()
-            raise RagError("The parser's worker processes do not start: see the error above, and check the installation.")
+            raise RagError(
+                "The parser's worker processes do not start: see the error above, and check the installation."
+            )
 
     def ask(self, request: protocol.Request) -> protocol.Reply:
         """The worker's reply, or the failure that its end amounts to."""

@@ -123,7 +123,8 @@ def _safe_parts(text: str) -> list[str]:
     for run in _LONG_SPACE.finditer(text):
         if run.end() < len(text):
             line_break = max(text.rfind("\n", *run.span()), text.rfind("\r", *run.span()))
-            cuts += [cut for cut in (line_break + 1, run.end() - 1) if cut > cuts[-1]]
+            cuts.append(max(line_break + 1, cuts[-1]))
+            cuts.append(max(run.end() - 1, cuts[-1]))
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 

@@ -27,9 +27,9 @@ import redis
 from pgvector.psycopg import register_vector
 
 from rag_pipeline.core.cache import LIFETIME_S, EmbeddingCache
-from rag_pipeline.core.embedding import FIRST_BATCH, EmbeddingInput, EmbeddingReport, connect_provider, embed_stream
+from rag_pipeline.core.embedding import EmbeddingInput, EmbeddingReport, connect_provider, embed_stream
 from rag_pipeline.core.models import embedding_model
-from rag_pipeline.core.providers.openai import BATCH_INPUTS, IN_FLIGHT
+from rag_pipeline.core.providers.openai import BATCH_INPUTS, FIRST_INPUTS, IN_FLIGHT
 from rag_pipeline.services import Services, start_postgres, start_valkey, stop
 
 MODEL = embedding_model("openai/text-embedding-3-small")
@@ -69,7 +69,7 @@ def services() -> Iterator[Services]:
 
 async def bare_asking(url: str, texts: list[str]) -> np.ndarray:
     """The same batches with the same concurrency, without anything else."""
-    bounds = [0, *range(FIRST_BATCH, len(texts), BATCH_INPUTS), len(texts)]
+    bounds = [0, *range(FIRST_INPUTS, len(texts), BATCH_INPUTS), len(texts)]
     batches = [texts[start:end] for start, end in pairwise(bounds)]
     turns = asyncio.Semaphore(IN_FLIGHT)
     async with openai.AsyncOpenAI(api_key="k", base_url=url, max_retries=20) as client:

@@ -67,6 +67,8 @@ def parse(content: bytes, media_type: str, name: str) -> ParsedText:
         return assemble(parser(content, name))
     except (ParseFailure, MemoryError):
         raise
+    except ImportError as error:
+        raise ParseFailure("unsupported type", f"what reads it is not installed: {error}") from error
     except RecursionError:
         raise ParseFailure("corrupt", "nested too deeply") from None
     except Exception as error:

@@ -39,7 +39,9 @@ def open_zip(content: bytes) -> zipfile.ZipFile:
 
 def read_xml(content: bytes) -> etree._Element:
     """The root of an XML document; entities are expanded within libxml2's limits, nothing outside it is read."""
-    parser = etree.XMLParser(resolve_entities="internal", no_network=True, load_dtd=False, remove_comments=True, remove_pis=True)
+    parser = etree.XMLParser(
+        resolve_entities="internal", no_network=True, load_dtd=False, remove_comments=True, remove_pis=True
+    )
     try:
         root = etree.fromstring(content, parser)
     except etree.XMLSyntaxError as error:

@@ -77,7 +77,9 @@ def _lines(value: object, path: str = "") -> Iterator[str]:
 
 
 def _written(value: object) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
 
 
 def _elements(root: etree._Element) -> Iterator[Block]:
@@ -91,7 +93,11 @@ def _elements(root: etree._Element) -> Iterator[Block]:
         if own_text or not children:
             text = "".join(element.itertext())
             yield Block("title", text, level=1) if tag.lower() in TITLES else Block("paragraph", text)
-        elif len(children) > 1 and all(len(child) == 0 for child in children) and len({child.tag for child in children}) == len(children):
+        elif (
+            len(children) > 1
+            and all(len(child) == 0 for child in children)
+            and len({child.tag for child in children}) == len(children)
+        ):
             named = ((etree.QName(child).localname, " ".join((child.text or "").split())) for child in children)
             yield Block("record", "\n".join(f"{name}: {text}" for name, text in named if text))
         else:

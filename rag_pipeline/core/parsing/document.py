@@ -40,7 +40,7 @@ class ParseFailure(Exception):
 class Element:
     """A piece of the text that belongs together, at [start, end) in code points.
 
-    kind: title, paragraph, list_item, table, record, code. page: of a PDF or DOCX, the slide of a presentation or the sheet of a
+    kind: title, paragraph, list_item, table, record, code, footnote. page: of a PDF or DOCX, the slide of a presentation or the sheet of a
     workbook, from 1. level: 1..6, of a title only. header_end: where the header rows of a table end, None when it has none.
     """
 
@@ -146,4 +146,8 @@ def clean_metadata(metadata: dict[str, object]) -> dict[str, object]:
             return [item for item in map(clean, value) if item]
         return value
 
-    return {key: value for key, value in ((key, clean(value)) for key, value in metadata.items()) if value not in ("", None, [])}
+    return {
+        key: value
+        for key, value in ((key, clean(value)) for key, value in metadata.items())
+        if value not in ("", None, [])
+    }

@@ -15,7 +15,20 @@ MARKS = (  # UTF-32 before UTF-16: the mark of the one begins with that of the o
 SUPERSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030",
              "euc_kr": "cp949", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-8-i": "iso8859-8"}  # fmt: skip
 # Encodings of other than Latin scripts, for charset-normalizer to choose from; the many others only add wrong guesses.
-OTHER_SCRIPTS = ["cp1251", "koi8_r", "cp866", "cp1253", "cp1255", "cp1256", "cp874", "big5", "gb18030", "cp949", "euc_jp", "cp932"]
+OTHER_SCRIPTS = [
+    "cp1251",
+    "koi8_r",
+    "cp866",
+    "cp1253",
+    "cp1255",
+    "cp1256",
+    "cp874",
+    "big5",
+    "gb18030",
+    "cp949",
+    "euc_jp",
+    "cp932",
+]
 # The letters beyond ASCII of the languages that are written in an encoding, more common ones first; all of them together last.
 WESTERN = ("äöüß", "àâçéèêëîïôùûüÿœæ", "áéíóúüñ", "àèéìíîòóùú", "áâãàçéêíóôõúü", "åäöéæøü", "áéíóúýþæöð", "éëïöóüèáê")
 ALPHABETS = (
@@ -61,13 +74,16 @@ def decode(content: bytes, declared: str | None = None) -> Decoded:
             return _lenient(content, encoding)
     if wide := wide_without_mark(content):
         return _lenient(content, wide)
+    # Bytes beyond ASCII that are UTF-8 throughout are nothing else, whatever is declared.
+    utf8 = _strict(content, "utf-8")
+    if utf8 is not None and not content.isascii():
+        return Decoded(utf8, "utf-8")
     if declared and (encoding := known(declared)) and not encoding.startswith(("utf-16", "utf-32", "utf-7")):
         text = _strict(content, SUPERSETS.get(encoding, encoding))
         if text is not None:
-            return Decoded(text, encoding)
-    text = _strict(content, "utf-8")
-    if text is not None:
-        return Decoded(text, "utf-8")
+            return Decoded(text, "utf-8" if content.isascii() and text == utf8 else encoding)
+    if utf8 is not None:
+        return Decoded(utf8, "utf-8")
     if _mostly_utf8(content):
         return _lenient(content, "utf-8")
     return _guess(content)
@@ -76,7 +92,9 @@ def decode(content: bytes, declared: str | None = None) -> Decoded:
 def known(label: str) -> str | None:
     """Python's name of the text encoding a file calls `label`, None when it has no such encoding."""
     label = label.strip().strip("\"'").lower()
-    label = {"x-sjis": "shift_jis", "windows-31j": "cp932", "iso-8859-8-i": "iso8859-8", "x-user-defined": ""}.get(label, label)
+    label = {"x-sjis": "shift_jis", "windows-31j": "cp932", "iso-8859-8-i": "iso8859-8", "x-user-defined": ""}.get(
+        label, label
+    )
     try:
         info = codecs.lookup(label) if label else None
     except (LookupError, ValueError):
@@ -91,9 +109,19 @@ def wide_without_mark(content: bytes) -> str | None:
         return None
     if len(content) % 4 == 0 and len(sample) >= 8:
         quarters = [sample[i::4].count(0) / max(len(sample[i::4]), 1) for i in range(4)]
-        if quarters[0] > 0.95 and quarters[1] > 0.95 and quarters[3] < 0.2 and _strict(content, "utf-32-be") is not None:
+        if (
+            quarters[0] > 0.95
+            and quarters[1] > 0.95
+            and quarters[3] < 0.2
+            and _strict(content, "utf-32-be") is not None
+        ):
             return "utf-32-be"
-        if quarters[3] > 0.95 and quarters[2] > 0.95 and quarters[0] < 0.2 and _strict(content, "utf-32-le") is not None:
+        if (
+            quarters[3] > 0.95
+            and quarters[2] > 0.95
+            and quarters[0] < 0.2
+            and _strict(content, "utf-32-le") is not None
+        ):
             return "utf-32-le"
     even, odd = sample[0::2], sample[1::2]
     zeros = even.count(0) / len(even), odd.count(0) / len(odd)
@@ -127,10 +155,10 @@ def _lenient(content: bytes, encoding: str) -> Decoded:
 
 
 def _mostly_utf8(content: bytes) -> bool:
-    """UTF-8 with a little damage: far more whole sequences of several bytes than broken ones."""
+    """UTF-8 with a little damage: more whole sequences of several bytes than broken ones; other encodings form none."""
     text = content.decode("utf-8", errors="replace")
     whole = sum(1 for _ in re.finditer("[^\x00-\x7f\ufffd]", text))
-    return whole > 10 * text.count("\ufffd")
+    return whole > 2 * text.count("\ufffd")
 
 
 def _guess(content: bytes) -> Decoded:

@@ -19,7 +19,10 @@ def parse_epub(content: bytes, name: str) -> Draft:
     with open_zip(content) as archive:
         names = set(archive.namelist())
         if "META-INF/encryption.xml" in names:
-            methods = [e.get("Algorithm", "").encode() for e in read_xml(archive.read("META-INF/encryption.xml")).iter("{*}EncryptionMethod")]
+            methods = [
+                e.get("Algorithm", "").encode()
+                for e in read_xml(archive.read("META-INF/encryption.xml")).iter("{*}EncryptionMethod")
+            ]
             if any(method not in FONT_OBFUSCATION for method in methods):
                 raise ParseFailure("encrypted", "the book is protected")
         try:

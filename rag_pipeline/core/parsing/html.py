@@ -20,6 +20,8 @@ UNREAD = set(
     optgroup option param progress script select source style svg template textarea title track video""".split()
 )  # fmt: skip
 UNREAD_ROLES = {"navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "alertdialog"}
+NOTE_ROLES = {"doc-footnote", "doc-endnote", "doc-endnotes"}
+NOTE_CLASSES = {"footnote", "footnotes"}
 # Navigation, consent notices and permalinks by the names that page generators and consent tools give them.
 _UNREAD_NAME = re.compile(
     r"(?:^|\s)(?:nav|navbar|navheader|navfooter|navigation|site-nav|main-nav|breadcrumbs?|skip-?link|skip-?nav|headerlink|"
@@ -28,7 +30,9 @@ _UNREAD_NAME = re.compile(
     re.I,
 )
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
-_CHARSET = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)|^\s*<\?xml[^>]+encoding\s*=\s*[\"']([\w.:-]+)", re.I)
+_CHARSET = re.compile(
+    rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)|^\s*<\?xml[^>]+encoding\s*=\s*[\"']([\w.:-]+)", re.I
+)
 _XML_DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 META_NAMES = {
     "author": "authors",
@@ -99,7 +103,7 @@ def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Blo
             else:
                 if tag in BLOCKS:
                     flush()
-                    kinds.append(_kind(tag, kinds[-1]))
+                    kinds.append(_kind(element, kinds[-1]))
                     if tag == "ol":
                         counters.append(_number(element, "start", 1))
                     elif tag == "li":
@@ -110,7 +114,12 @@ def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Blo
                 if element.text:
                     inline.append(element.text)
         else:
-            if tag in BLOCKS and tag != "pre" and not _unread(element, tag, keep_navigation) and not (tag == "table" and _is_data(element)):
+            if (
+                tag in BLOCKS
+                and tag != "pre"
+                and not _unread(element, tag, keep_navigation)
+                and not (tag == "table" and _is_data(element))
+            ):
                 flush()
                 kinds.pop()
                 if tag == "ol":
@@ -121,9 +130,14 @@ def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Blo
     return blocks
 
 
-def _kind(tag: str, outer: tuple[str, int | None]) -> tuple[str, int | None]:
+def _kind(element: etree._Element, outer: tuple[str, int | None]) -> tuple[str, int | None]:
+    tag = element.tag
     if tag in HEADINGS:
         return "title", HEADINGS[tag]
+    if element.get("role") in NOTE_ROLES or not NOTE_CLASSES.isdisjoint(element.get("class", "").split()):
+        return "footnote", None
+    if outer[0] == "footnote":
+        return outer
     if tag in LIST_ITEMS:
         return "list_item", None
     if tag in ("td", "th", "blockquote", "figcaption", "table"):
@@ -205,7 +219,11 @@ def _table(table: etree._Element) -> Block:
                     below[len(cells)] = rowspan - 1
                 cells.append("" if column else text)
         skip_spanned()
-        if header_rows == len(rows) and found and (row.getparent().tag == "thead" or all(cell.tag == "th" for cell in found)):
+        if (
+            header_rows == len(rows)
+            and found
+            and (row.getparent().tag == "thead" or all(cell.tag == "th" for cell in found))
+        ):
             header_rows += 1
         rows.append(cells)
     block = table_block(rows, header_rows if header_rows < len(rows) else 0)

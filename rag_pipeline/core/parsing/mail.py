@@ -45,13 +45,26 @@ def parse_msg(content: bytes, name: str) -> Draft:
     if ("smime" in kind and "multipartsigned" not in kind) or any(name.endswith(".pgp-encrypted") for name in names):
         raise ParseFailure("encrypted", "the message is encrypted for its recipients")
     headers = {key.lower(): value for key, value in message.message_headers.items()}
-    recipients = ", ".join(f"{r.name} <{r.email_address}>" if r.name != r.email_address else r.name for r in message.recipients)
+    recipients = ", ".join(
+        f"{r.name} <{r.email_address}>" if r.name != r.email_address else r.name for r in message.recipients
+    )
     sent = message.sent_date.isoformat() if message.sent_date else ""
-    lines = {"From": message.sender, "To": headers.get("to") or recipients, "Cc": headers.get("cc"), "Bcc": headers.get("bcc"), "Date": sent}
+    lines = {
+        "From": message.sender,
+        "To": headers.get("to") or recipients,
+        "Cc": headers.get("cc"),
+        "Bcc": headers.get("bcc"),
+        "Date": sent,
+    }
     body = read_html(message.html_body).blocks if message.html_body else []
     if not body and message.body:
         body = parse_plain(message.body.encode("utf-8", "replace"), name).blocks
-    metadata = {"title": message.subject, "authors": [message.sender] if message.sender else [], "created": sent, "attachments": names}
+    metadata = {
+        "title": message.subject,
+        "authors": [message.sender] if message.sender else [],
+        "created": sent,
+        "attachments": names,
+    }
     return Draft(_blocks(message.subject or "", lines, body, names), metadata)
 
 
@@ -83,8 +96,12 @@ def _body(message: EmailMessage) -> list[Block]:
             rich = [blocks for blocks, kind in bodies if blocks and kind != "text/plain"]
             plain = [blocks for blocks, kind in bodies if blocks]
             return (rich or plain or [[]])[0]
-        preamble = [] if parts else _text_blocks((message.preamble or "").encode("utf-8", "replace"), "text/plain", None)
-        return preamble + [block for part in parts if part.get_content_disposition() != "attachment" for block in _body(part)]
+        preamble = (
+            [] if parts else _text_blocks((message.preamble or "").encode("utf-8", "replace"), "text/plain", None)
+        )
+        return preamble + [
+            block for part in parts if part.get_content_disposition() != "attachment" for block in _body(part)
+        ]
     if not kind.startswith("text/") or message.get_content_disposition() == "attachment":
         return []
     return _text_blocks(_payload(message), kind, message.get_content_charset())

@@ -97,8 +97,17 @@ def pandoc(content: bytes, source_format: str) -> Draft:
     """What pandoc makes of a document, in its sandbox: it reads its input and no other file. Raises ParseFailure 'corrupt'."""
     import pypandoc
 
-    command = [pypandoc.get_pandoc_path(), "--sandbox", "--standalone", "--wrap=none", "--syntax-highlighting=none", "--quiet"]
-    ran = subprocess.run([*command, "--from", source_format, "--to", "html5"], input=content, capture_output=True, check=False)
+    command = [
+        pypandoc.get_pandoc_path(),
+        "--sandbox",
+        "--standalone",
+        "--wrap=none",
+        "--syntax-highlighting=none",
+        "--quiet",
+    ]
+    ran = subprocess.run(
+        [*command, "--from", source_format, "--to", "html5"], input=content, capture_output=True, check=False
+    )
     if ran.returncode:
         reason = ran.stderr.decode("utf-8", "replace")
         # GHC's runtime: exit code 251 is heap exhaustion.
@@ -117,7 +126,9 @@ def _text_boxes_unpacked(document: bytes) -> bytes:
     for box in reversed(list(root.iter(f"{_WORD}txbxContent"))):
         # The outermost paragraph holds the shape twice, for new programs and, as a fallback, for old ones.
         anchor = next((p for p in reversed(list(box.iterancestors(f"{_WORD}p")))), None)
-        shape = next((e for e in box.iterancestors() if e.getparent() is not None and e.getparent().tag == f"{_WORD}r"), None)
+        shape = next(
+            (e for e in box.iterancestors() if e.getparent() is not None and e.getparent().tag == f"{_WORD}r"), None
+        )
         if anchor is None or shape is None:
             continue
         if not _in_fallback(box):
@@ -142,12 +153,21 @@ def _replaced(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
 
 
 def _front_metadata(front: str) -> dict[str, object]:
-    wanted = {"title": "title", "author": "authors", "authors": "authors", "date": "created", "lang": "language", "language": "language"}
+    wanted = {
+        "title": "title",
+        "author": "authors",
+        "authors": "authors",
+        "date": "created",
+        "lang": "language",
+        "language": "language",
+    }
     found: dict[str, object] = {}
     for line in front.splitlines():
         key, colon, value = line.partition(":")
         name = wanted.get(key.strip().lower()) if colon else None
         value = value.strip().strip("\"'")
         if name and value:
-            found[name] = [part.strip().strip("\"'") for part in value.strip("[]").split(",")] if name == "authors" else value
+            found[name] = (
+                [part.strip().strip("\"'") for part in value.strip("[]").split(",")] if name == "authors" else value
+            )
     return found

@@ -2,7 +2,9 @@
 
 import ctypes
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,13 +17,21 @@ MAX_PAGES = 50_000
 ENCRYPTED_ERRORS = (4, 5)
 # A gap wider than this many letter heights parts two columns or two cells, not two words.
 CELL_GAP = 1.0
+# A gap narrower than this many letter heights parts nothing.
+WORD_GAP = 0.15
+# What pdfium gives for a hyphen that ends a line.
+HYPHEN = "\ufffe"
+# Font descriptor flag (ISO 32000-1, table 123).
+FIXED_PITCH = 1
+_LINE = re.compile(r"[^\r\n\ufffe]+\ufffe?")
+_SPACES = re.compile(r"(?<=\S)[ \xa0]+(?=\S)")
 _BOLD = re.compile(r"bold|black|heavy|demi|medi(?!um)|cmbx|cmb1", re.I)
 _MONO = re.compile(r"mono|courier|consol|typewriter|cmtt|cmsltt|fixed|menlo|code", re.I)
 
 
 @dataclass
 class PdfLine:
-    """A line of a page: text as pdfium reads it (U+FFFE is a hyphen at a line end), box in points from the lower left, typography.
+    """A line of a page: text (a last HYPHEN is one that ends the line), box in points from the lower left, size in points.
 
     cells: where wide gaps part the line, its pieces as [left, right, text].
     """
@@ -135,6 +145,7 @@ def _read_page(document, index: int) -> tuple[list[PdfLine], bool]:
 
 
 def _lines(text_page) -> list[PdfLine]:
+    """The lines of a page in the order of its content, which is the reading order in all but careless files."""
     import pypdfium2.raw as pdfium
 
     characters = pdfium.FPDFText_CountChars(text_page)
@@ -144,71 +155,97 @@ def _lines(text_page) -> list[PdfLine]:
     written = pdfium.FPDFText_GetText(text_page, 0, characters, buffer)
     # Surrogates stay two code units here, so that offsets are pdfium's own.
     units = "".join(map(chr, buffer[: max(written - 1, 0)]))
-    lines = []
-    start = 0
-    for raw in units.split("\r\n"):
-        if raw.strip():
-            inner = start + len(raw) - len(raw.lstrip())
-            lines.append(_line(pdfium, text_page, raw.strip(), inner))
-        start += len(raw) + 2
+    lines: list[PdfLine] = []
+    for match in _LINE.finditer(units):
+        raw = match[0].strip(" \t\xa0")
+        if raw:
+            start = match.start() + match[0].index(raw)
+            line = _line(pdfium, text_page, raw, start)
+            if lines and _is_continued(lines[-1], line):
+                lines[-1] = _continued(lines[-1], line)
+            else:
+                lines.append(line)
     return lines
 
 
 def _line(pdfium, text_page, raw: str, start: int) -> PdfLine:
     index = pdfium.FPDFText_GetCharIndexFromTextIndex
-    first, middle, last = index(text_page, start), index(text_page, start + len(raw) // 2), index(text_page, start + len(raw) - 1)
-    box, name, flags = pdfium.FS_RECTF(), ctypes.create_string_buffer(128), ctypes.c_int()
+    first, last = index(text_page, start), index(text_page, start + len(raw.rstrip(HYPHEN)) - 1)
+    box, matrix, name, flags = pdfium.FS_RECTF(), pdfium.FS_MATRIX(), ctypes.create_string_buffer(128), ctypes.c_int()
     boxes, sizes, bold, mono = [], [], [], []
-    for position in (first, middle, last):
+    for position in (first, last):
         pdfium.FPDFText_GetLooseCharBox(text_page, position, box)
         boxes.append((box.left, box.bottom, box.right, box.top))
-        sizes.append(pdfium.FPDFText_GetFontSize(text_page, position))
+        pdfium.FPDFText_GetMatrix(text_page, position, matrix)
+        sizes.append(pdfium.FPDFText_GetFontSize(text_page, position) * math.hypot(matrix.c, matrix.d))
         length = pdfium.FPDFText_GetFontInfo(text_page, position, name, 128, flags)
         font = name.raw[: max(min(length, 128) - 1, 0)].decode("utf-8", "replace")
         bold.append(pdfium.FPDFText_GetFontWeight(text_page, position) >= 600 or bool(_BOLD.search(font)))
-        mono.append(bool(flags.value & 1) or bool(_MONO.search(font)))
-    size = max(abs(boxes[1][3] - boxes[1][1]), 1.0) if max(sizes) <= 1.0 else max(sizes[0], sizes[1])
+        mono.append(bool(flags.value & FIXED_PITCH) or bool(_MONO.search(font)))
     line = PdfLine(
         _text(raw),
         round(boxes[0][0], 1),
-        round(min(b[1] for b in boxes), 1),
-        round(boxes[2][2], 1),
-        round(max(b[3] for b in boxes), 1),
-        round(size, 1),
+        round(min(boxes[0][1], boxes[1][1]), 1),
+        round(boxes[1][2], 1),
+        round(max(boxes[0][3], boxes[1][3]), 1),
+        round(max(sizes), 1),
         all(bold),
         all(mono),
     )
-    line.cells = _cells(pdfium, text_page, first, last, size)
+    # Between the two ends every unit is a character, unless pdfium left some out.
+    positions = range(first, last + 1) if last - first == len(raw.rstrip(HYPHEN)) - 1 else None
+    line.cells = _cells(
+        pdfium, text_page, raw, positions or [index(text_page, start + i) for i in range(len(raw))], line
+    )
     return line
 
 
-def _cells(pdfium, text_page, first: int, last: int, size: float) -> list[list] | None:
-    """The pieces of a line that wide gaps part, None when there is but one."""
-    count = pdfium.FPDFText_CountRects(text_page, first, last - first + 1)
-    if count < 2:
+def _cells(pdfium, text_page, raw: str, positions: Sequence[int], line: PdfLine) -> list[list] | None:
+    """The pieces of a line that wide gaps part, None when there is but one. positions: the characters' numbers in the page."""
+    low, high, bottom, top = (ctypes.c_double() for _ in range(4))
+    cells: list[list] = []
+    begin, left = 0, line.left
+    for space in _SPACES.finditer(raw.rstrip(HYPHEN)):
+        pdfium.FPDFText_GetCharBox(text_page, positions[space.start() - 1], low, high, bottom, top)
+        right = high.value
+        pdfium.FPDFText_GetCharBox(text_page, positions[space.end()], low, high, bottom, top)
+        if low.value - right > CELL_GAP * line.size:
+            cells.append([left, round(right, 1), _text(raw[begin : space.start()])])
+            begin, left = space.end(), round(low.value, 1)
+    if not cells:
         return None
-    left, top, right, bottom = (ctypes.c_double() for _ in range(4))
-    spans: list[list[float]] = []
-    for number in range(count):
-        pdfium.FPDFText_GetRect(text_page, number, left, top, right, bottom)
-        if spans and -size < left.value - spans[-1][1] <= CELL_GAP * size:
-            spans[-1][1] = max(spans[-1][1], right.value)
-        elif spans and left.value < spans[-1][1]:
-            return None  # a second line, after a hyphen
-        else:
-            spans.append([left.value, right.value])
-    if len(spans) < 2:
-        return None
-    cells = [[round(left, 1), round(right, 1), []] for left, right in spans]
-    low, up, low_y, up_y = (ctypes.c_double() for _ in range(4))
-    current = 0
-    for position in range(first, last + 1):
-        unit = pdfium.FPDFText_GetUnicode(text_page, position)
-        if pdfium.FPDFText_GetCharBox(text_page, position, low, up, low_y, up_y) and unit not in (0x20, 0xA0, 0x0D, 0x0A):
-            while current + 1 < len(spans) and low.value >= spans[current + 1][0] - 0.5:
-                current += 1
-        cells[current][2].append(chr(unit))
-    return [[left, right, _text("".join(text)).strip()] for left, right, text in cells]
+    return [*cells, [left, line.right, _text(raw[begin:])]]
+
+
+def _is_continued(before: PdfLine, line: PdfLine) -> bool:
+    """Whether `line` goes on where `before` stopped, on the same height: pdfium begins a new line at a superscript or a wide gap."""
+    overlap = min(before.top, line.top) - max(before.bottom, line.bottom)
+    lower = min(before.top - before.bottom, line.top - line.bottom)
+    return not before.text.endswith(HYPHEN) and overlap > 0.5 * lower and line.left >= before.right - 0.3 * before.size
+
+
+def _continued(before: PdfLine, line: PdfLine) -> PdfLine:
+    gap = line.left - before.right
+    size = max(before.size, line.size)
+    cells = None
+    if gap > CELL_GAP * size or before.cells or line.cells:
+        head = before.cells or [[before.left, before.right, before.text]]
+        tail = line.cells or [[line.left, line.right, line.text]]
+        if gap <= CELL_GAP * size:
+            joined = head[-1][2] + (" " if gap > WORD_GAP * size else "") + tail[0][2]
+            head, tail = [*head[:-1], [head[-1][0], tail[0][1], joined]], tail[1:]
+        cells = [*head, *tail]
+    return PdfLine(
+        before.text + (" " if gap > WORD_GAP * size else "") + line.text,
+        before.left,
+        min(before.bottom, line.bottom),
+        line.right,
+        max(before.top, line.top),
+        size,
+        before.bold and line.bold,
+        before.mono and line.mono,
+        cells if cells and len(cells) > 1 else None,
+    )
 
 
 def _text(units: str) -> str:

@@ -10,6 +10,7 @@ from .normalising import normalise
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+.:_`])\1{2,}\s*$")
 _BULLET = re.compile(r"(?:[*+\-•‣◦·] |\(?\d{1,3}[.)] |[a-z][.)] )\s*\S")
+_NOTE = re.compile(r"\[\^?\w{1,10}\]:? +\S")
 
 
 def parse_plain(content: bytes, name: str) -> Draft:
@@ -26,8 +27,17 @@ def parse_plain(content: bytes, name: str) -> Draft:
                 draft.blocks.append(Block("title", lines[0], level=level))
                 lines = lines[2:]
                 continue
-            kind = "list_item" if _BULLET.match(lines[0].lstrip()) else "paragraph"
-            end = next((i for i in range(1, len(lines)) if kind == "list_item" and _BULLET.match(lines[i].lstrip())), len(lines))
+            kind = (
+                "footnote"
+                if _NOTE.match(lines[0])
+                else "list_item"
+                if _BULLET.match(lines[0].lstrip())
+                else "paragraph"
+            )
+            end = next(
+                (i for i in range(1, len(lines)) if kind == "list_item" and _BULLET.match(lines[i].lstrip())),
+                len(lines),
+            )
             draft.blocks.append(Block(kind, "\n".join(lines[:end])))
             lines = lines[end:]
     return draft

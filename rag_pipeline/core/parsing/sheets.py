@@ -20,7 +20,10 @@ def parse_csv(content: bytes, name: str) -> Draft:
     decoded = decode(content)
     text = decoded.text.replace("\0", "")
     csv.field_size_limit(MAX_CELL)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, "\t" if name.lower().endswith((".tsv", ".tab")) else ","))
+    rows = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=_delimiter(text, "\t" if name.lower().endswith((".tsv", ".tab")) else ","),
+    )
     return Draft(list(_tables(rows)), decoded.metadata())
 
 
@@ -52,7 +55,9 @@ def parse_xls(content: bytes, name: str) -> Draft:
     draft = Draft(metadata={"authors": [workbook.user_name] if workbook.user_name else []})
     for number in range(workbook.nsheets):
         sheet = workbook.sheet_by_index(number)
-        rows = ([_xls_value(xlrd, cell, workbook.datemode) for cell in sheet.row(index)] for index in range(sheet.nrows))
+        rows = (
+            [_xls_value(xlrd, cell, workbook.datemode) for cell in sheet.row(index)] for index in range(sheet.nrows)
+        )
         _add_sheet(draft, sheet.name, number + 1, rows)
     return draft
 
@@ -93,7 +98,11 @@ def _is_header(row: list[str]) -> bool:
 def _region(rows: list[list[str]], page: int | None) -> Iterator[Block]:
     """A table without the empty columns around it; lone cells above it, or alone, are paragraphs."""
     start = 0
-    while start < len(rows) and _width(rows[start]) == 1 and (start + 1 == len(rows) or any(_width(row) > 1 for row in rows)):
+    while (
+        start < len(rows)
+        and _width(rows[start]) == 1
+        and (start + 1 == len(rows) or any(_width(row) > 1 for row in rows))
+    ):
         yield Block("paragraph", "".join(rows[start]), page)
         start += 1
     if start < len(rows):

@@ -44,14 +44,12 @@ class Provider(Protocol):
     model: EmbeddingModel
     base_url: str
     in_flight: int
-
-    @property
-    def batch_inputs(self) -> int:
-        """The number of texts to ask for at once."""
+    batch_inputs: int  # texts to ask at once
+    first_inputs: int  # texts to ask alone at first, to learn whether asking works; 0 where there is nothing to learn
 
     @property
     def batch_tokens(self) -> int:
-        """The number of tokens to ask for at once."""
+        """The tokens to ask at once."""
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The tokens of each text as the model counts them, special ones included."""

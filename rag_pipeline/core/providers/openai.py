@@ -4,8 +4,12 @@ import base64
 import json
 import logging
 import random
+import re
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,6 +31,8 @@ OPENAI_URL = "https://api.openai.com/v1"
 BATCH_INPUTS = 512
 BATCH_TOKENS = 300_000
 IN_FLIGHT = 8
+# The first answer tells the rate limits, and whether the key and the model are good: it is small, and waited for.
+FIRST_INPUTS = 32
 # A batch is at most this share of a minute's tokens, so that a low limit is used evenly.
 BATCH_SHARE = 0.25
 
@@ -51,6 +57,7 @@ class OpenAIProvider:
 
     in_flight = IN_FLIGHT
     batch_inputs = BATCH_INPUTS
+    first_inputs = FIRST_INPUTS
 
     def __init__(
         self,
@@ -63,10 +70,12 @@ class OpenAIProvider:
     ):
         if not api_key:
             raise ProviderError(f"{model.name} needs an API key: set OPENAI_API_KEY")
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ProviderError("OPENAI_API_KEY holds characters that no key has: set it again")
         self.model = model
-        self.base_url = _without_login(base_url or OPENAI_URL)
+        self.base_url = shown_url(base_url or OPENAI_URL)
         self._api_key = api_key
-        self._full_url = base_url or OPENAI_URL
+        self._full_url = base_url
         self._client: openai.OpenAI | None = None
         self._connecting = threading.Lock()
         self._limit = RateLimit(redis_url, self.base_url, model.name, requests_per_minute, tokens_per_minute)
@@ -127,15 +136,9 @@ class OpenAIProvider:
         return self._read(response.content, len(texts))
 
     def _connect(self) -> "openai.OpenAI":
-        """The client, made at the first request: importing it takes a second."""
         with self._connecting:
             if self._client is None:
-                import openai
-
-                # At DEBUG they log what is sent, texts that could never be forgotten; at INFO a line a request.
-                for name in ("openai", "httpx", "httpx2"):
-                    logging.getLogger(name).setLevel(logging.WARNING)
-                self._client = openai.OpenAI(api_key=self._api_key, base_url=self._full_url, max_retries=0)
+                self._client = connect_client(self._api_key, self._full_url, max_retries=0)
             return self._client
 
     def _read(self, body: bytes, count: int) -> tuple[np.ndarray, int | None]:
@@ -143,14 +146,15 @@ class OpenAIProvider:
         try:
             answer = json.loads(body)
             by_index = {entry["index"]: _vector(entry["embedding"]) for entry in answer["data"]}
-            vectors = np.stack([by_index[index] for index in range(count)])
-        except (ValueError, KeyError, TypeError) as error:
+            vectors = np.stack([by_index[index] for index in range(count)]).reshape(count, -1)
+            return vectors, (answer.get("usage") or {}).get("total_tokens")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _TryAgain(f"{self.base_url} sent an answer that is not whole ({type(error).__name__})") from None
-        return vectors, (answer.get("usage") or {}).get("total_tokens")
 
     def _failure(self, error: "openai.APIStatusError") -> Exception:
         """What a refusal means. The provider's message is not repeated: it may hold the key or the text."""
-        status, code = error.status_code, error.code or error.type
+        status, code = error.status_code, str(error.code or error.type or "")
+        named = f", {code}" if re.fullmatch(r"[\w.-]{1,50}", code) else ""
         if status == 401:
             return ProviderStopped(f"{self.base_url} refused the API key: set OPENAI_API_KEY to a valid one")
         if status == 429 and "insufficient_quota" in (error.code, error.type):
@@ -164,8 +168,18 @@ class OpenAIProvider:
                 f"{self.base_url} does not have {self.model.name}: set embedding_model to one it has"
             )
         if status in (400, 413, 422):
-            return InputRefused(f"refused by {self.model.name} with status {status}" + (f", {code}" if code else ""))
-        return ProviderStopped(f"{self.base_url} refused with status {status}" + (f", {code}" if code else ""))
+            return InputRefused(f"refused by {self.model.name} with status {status}{named}")
+        return ProviderStopped(f"{self.base_url} refused with status {status}{named}")
+
+
+def connect_client(api_key: str, base_url: str | None, **options: object) -> "openai.OpenAI":
+    """A client that logs no text; to be made at the first request, for importing it takes a second."""
+    import openai
+
+    # At DEBUG they log what is sent, texts that could never be forgotten; at INFO a line a request, with the whole URL.
+    for name in ("openai", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return openai.OpenAI(api_key=api_key, base_url=base_url or OPENAI_URL, **options)
 
 
 def _vector(embedding: str | list[float]) -> np.ndarray:
@@ -184,13 +198,22 @@ def _pause(tries: int, after: float | None) -> float:
 
 
 def _retry_after(error: "openai.APIStatusError") -> float | None:
-    try:
-        return max(0.0, float(error.response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
+    """The seconds the provider asks to be left alone: in milliseconds, in seconds or as a date (RFC 9110, 10.2.3)."""
+    headers = error.response.headers
+    told = headers.get("retry-after", "")
+    for read in (
+        lambda: float(headers["retry-after-ms"]) / 1000,
+        lambda: float(told),
+        lambda: parsedate_to_datetime(told).timestamp() - time.time(),
+    ):
+        with suppress(KeyError, ValueError):
+            return max(0.0, read())
+    return None
 
 
-def _without_login(url: str) -> str:
+def shown_url(url: str) -> str:
     """The URL without a user name and password: it is shown, and part of cache keys."""
     parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ProviderError("OPENAI_BASE_URL is not the address of a server: it begins with http:// or https://")
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")

@@ -153,6 +153,11 @@ def _store(connection: Connection, name: str, outcomes: list[Outcome]) -> None:
                VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING""",
             rows,
         )
+    # Other bytes than the manifest's, though nothing else may tell: the next run reads the file again.
+    connection.execute(
+        "UPDATE rag.document SET stamp = NULL WHERE collection = %s AND path = ANY (%s)",
+        [name, [outcome.key[1] for outcome in outcomes if outcome.changed]],
+    )
 
 
 def _count(report: ParseReport, outcome: Outcome) -> None:

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from psycopg import Connection, sql
 
 from rag_pipeline.core.collections import Collection
-from rag_pipeline.core.indexing import VectorIndex, build_graph, drop_retired, missing_chunks, target_index
+from rag_pipeline.core.indexing import (
+    VectorIndex,
+    active_index,
+    build_graph,
+    drop_retired,
+    missing_chunks,
+    target_index,
+)
 
 GARBAGE_BATCH = 200
 CHANGES_SHOWN = 50
@@ -45,7 +52,8 @@ def publish_documents(connection: Connection, collection: Collection) -> IndexRe
 
 
 def _publish(connection: Connection, index: VectorIndex, report: IndexReport) -> None:
-    """Move the pointers of whole documents. A new index takes over only when every published document is whole in it."""
+    """Move the pointers of whole documents. A new index takes over only when every published document is whole in it;
+    until then the active one shows what it can."""
     parameters = {"collection": index.collection, "index": index.id}
     if not index.active:
         (broken,) = connection.execute(
@@ -57,10 +65,12 @@ def _publish(connection: Connection, index: VectorIndex, report: IndexReport) ->
             ),
             parameters,
         ).fetchone()
+        report.switched = not broken
         if broken:
-            return
-        _switch(connection, index)
-        report.switched = True
+            index = active_index(connection, index.collection)
+            parameters["index"] = index.id
+        else:
+            _switch(connection, index)
     published = connection.execute(
         _with_lacking(
             index,
@@ -103,15 +113,15 @@ def _switch(connection: Connection, index: VectorIndex) -> None:
 
 
 def _remove(connection: Connection, name: str, report: IndexReport) -> None:
-    """Drop removed documents; a moved one's old path stays until its new path is published."""
+    """Drop removed documents; a moved one's old path stays until its new path is published, or is known not to parse."""
     removed = connection.execute(
         """DELETE FROM rag.document d
            WHERE collection = %(collection)s AND pending AND removed
                  AND (published_chunk_key IS NULL OR NOT EXISTS (
                      SELECT FROM rag.document moved
                      WHERE moved.collection = d.collection AND moved.content_hash = d.content_hash
-                           AND NOT moved.removed AND moved.published_chunk_key IS NULL
-                           AND moved.failure_stage IS NULL))
+                           AND NOT moved.removed AND moved.pending
+                           AND coalesce(moved.failure_stage, 'embedding') = 'embedding'))
            RETURNING path""",
         {"collection": name},
     ).fetchall()

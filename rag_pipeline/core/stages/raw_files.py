@@ -76,10 +76,8 @@ def update_manifest(
     listing = list_source(collection)
     manifest = read_manifest(connection, collection.name)
     suspects = [file for file in listing.files.values() if _may_have_changed(file, manifest.get(file.path))]
-    report = FilesReport(
-        seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects)
-    )
-    gone = {path: known for path, known in manifest.items() if path not in listing.files}
+    report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
+    gone = {path: known for path, known in manifest.items() if path not in listing.files and not known.removed}
     present = len(manifest) - sum(known.removed for known in manifest.values())
     done = 0
     for batch in _read_files(collection.source, suspects):
@@ -107,12 +105,7 @@ def read_manifest(connection: Connection, name: str) -> dict[str, Known]:
 
 
 def _may_have_changed(file: SourceFile, known: Known | None) -> bool:
-    return (
-        known is None
-        or known.removed
-        or known.stamp is None
-        or (known.stamp, known.size) != (file.stamp, file.size)
-    )
+    return known is None or known.removed or known.stamp is None or (known.stamp, known.size) != (file.stamp, file.size)
 
 
 def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
@@ -187,9 +180,7 @@ def _store(
 def _remove(connection: Connection, name: str, gone: dict[str, Known], report: FilesReport) -> None:
     """Mark what the source no longer has; it leaves the search when pgvector_index publishes."""
     for path, known in gone.items():
-        if not known.removed:
-            report.count(path, "removed", known.size)
+        report.count(path, "removed", known.size)
     connection.execute(
-        "UPDATE rag.document SET removed = true WHERE collection = %s AND path = ANY (%s) AND NOT removed",
-        [name, list(gone)],
+        "UPDATE rag.document SET removed = true WHERE collection = %s AND path = ANY (%s)", [name, list(gone)]
     )

@@ -1,0 +1,100 @@
+"""HTML, and what becomes HTML: structure kept, boilerplate left out, nothing lost in silence."""
+
+from rag_pipeline.core.parsing import Element, ParsedText, parse
+from rag_pipeline_tests.shared import shared
+
+
+def html(body: str) -> ParsedText:
+    return parse(f"<html><body>{body}</body></html>".encode(), "text/html", "page.html")
+
+
+def shapes(parsed: ParsedText) -> list[tuple[str, str]]:
+    return [(element.kind, parsed.text[element.start : element.end]) for element in parsed.elements]
+
+
+def test_headings_paragraphs_lists_and_code_are_told_apart() -> None:
+    parsed = html(
+        "<h1>Guide</h1><p>One  <b>two</b>\nthree<br>four</p><h3>Steps</h3><ol start=3><li>first<li><p>second</p></ol>"
+        "<ul><li>loose</ul><pre>  a\n    b</pre><dl><dt>term<dd>meaning</dl>"
+    )
+    assert shapes(parsed) == [
+        ("title", "Guide"),
+        ("paragraph", "One two three\nfour"),
+        ("title", "Steps"),
+        ("list_item", "3. first"),
+        ("list_item", "4. second"),
+        ("list_item", "loose"),
+        ("code", "  a\n    b"),
+        ("list_item", "term"),
+        ("list_item", "meaning"),
+    ]
+    assert [element.level for element in parsed.elements if element.kind == "title"] == [1, 3]
+
+
+def test_tables_keep_rows_columns_and_header() -> None:
+    parsed = html(
+        "<table><tr><th>Name</th><th colspan=2>Size</th></tr><tr><td rowspan=2>a</td><td>1</td><td>2</td></tr>"
+        "<tr><td>3</td><td><p>4</p><p>5</p></td></tr></table>"
+    )
+    assert parsed.text == "Name | Size |\na | 1 | 2\n| 3 | 4 5"
+    assert parsed.elements == (Element("table", 0, len(parsed.text), header_end=len("Name | Size |")),)
+
+
+def test_a_table_that_lays_out_the_page_is_no_table() -> None:
+    parsed = html("<table><tr><td><h2>News</h2><p>Words.</p></td></tr></table><table><tr><td>only</td></tr></table>")
+    assert shapes(parsed) == [("title", "News"), ("paragraph", "Words."), ("paragraph", "only")]
+
+
+def test_what_is_not_the_pages_text_is_left_out() -> None:
+    parsed = html(
+        "<nav>Home</nav><div class='navheader'>Prev</div><div id='cookie-banner'>We use cookies</div><script>x()</script>"
+        "<style>p{}</style><div style='display: none'>unseen</div><p hidden>unseen</p><p>Words <a class=headerlink>¶</a></p>"
+        "<div class='cookies-recipe'>Cookies need butter.</div><footer>imprint</footer><article><footer>source</footer></article>"
+    )
+    assert parsed.text == "Words\n\nCookies need butter.\n\nsource"
+
+
+def test_a_page_of_navigation_only_is_kept() -> None:
+    assert html("<nav><a>Chapter one</a></nav>").text == "Chapter one"
+
+
+def test_the_metadata_of_a_page() -> None:
+    page = (
+        "<html lang=de><head><title> A  title </title><meta name=author content=Ada><meta property='article:published_time'"
+        " content=2024-05-01></head><body>x</body></html>"
+    )
+    assert parse(page.encode(), "text/html", "a").metadata == {
+        "title": "A title",
+        "authors": ["Ada"],
+        "created": "2024-05-01",
+        "language": "de",
+    }
+
+
+def test_deep_nesting_loses_no_text() -> None:
+    parsed = html("<div>" * 1500 + "bottom" + "</div>" * 1500 + "<p>after</p>")
+    assert parsed.text.split() == ["bottom", "after"]
+
+
+def test_every_page_of_a_manual_has_its_title_and_no_navigation() -> None:
+    for path in sorted(shared("corpora", "postgresql-manual").glob("sql-c*.html")):
+        parsed = parse(path.read_bytes(), "text/html", path.name)
+        assert parsed.elements[0].kind == "title"
+        assert "Home" not in parsed.text[:40]
+        assert not parsed.text.rstrip().endswith("Next")
+
+
+def test_markdown() -> None:
+    parsed = parse(
+        b"---\ntitle: Notes\nauthor: [Ada, Bo]\n---\n# One\n\ntext *it*\n\n```py\nx = 1\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+        "text/markdown",
+        "a.md",
+    )
+    assert shapes(parsed) == [
+        ("code", "title: Notes\nauthor: [Ada, Bo]"),
+        ("title", "One"),
+        ("paragraph", "text it"),
+        ("code", "x = 1"),
+        ("table", "a | b\n1 | 2"),
+    ]
+    assert parsed.metadata == {"title": "Notes", "authors": ["Ada", "Bo"]}

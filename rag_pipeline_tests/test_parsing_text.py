@@ -1,0 +1,138 @@
+"""Characters and encodings: what a person reads in a file is what is parsed, or it is said that it was guessed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_pipeline.core.media_types import detect
+from rag_pipeline.core.parsing import ParsedText, ParseFailure, parse
+from rag_pipeline.core.parsing.document import Block, Draft, assemble, table_block
+from rag_pipeline.core.parsing.encodings import decode
+from rag_pipeline.core.parsing.normalising import normalise
+from rag_pipeline_tests.shared import shared
+
+ENCODED = {
+    "fake-text-utf-16.txt": "Important points:",
+    "fake-text-utf-16-le.txt": "Important points:",
+    "fake-text-utf-16-be.txt": "Important points:",
+    "fake-text-utf-32.txt": "Important points:",
+    "fake-html-cp1252.html": "L'été était très chaud cette année",
+    "umlauts-utf8.md": "äöüß",
+    "umlauts-non-utf8.md": "äöüß",
+    "factbook-utf-16.xml": "Trinidad & Tobado",
+    "stanley-cups-utf-16.csv": "Maple Leafs | TOR | 13",
+    "example-steelJIS-datasheet-utf-16.html": "日本語",
+    "eml/fake-email-utf-16.eml": "Roses are red",
+    "eml/fake-email-utf-16-le.eml": "Roses are red",
+    "eml/fake-email-utf-16-be.eml": "Roses are red",
+    "eml/mime-word-encoded-subject.eml": "From: sender@example.com",
+    "language-docs/UDHR_first_article_all.txt": "人人生而自由",
+}
+LANGUAGES = {
+    "cp1252": "Die Straße ist schön – “très” cher: 5 €, mañana.",
+    "latin-1": "Blåbærgrød på øen",
+    "cp1250": "Příliš žluťoučký kůň úpěl ďábelské ódy",
+    "cp1254": "İstanbul güzel bir şehir, çok kalabalık",
+    "cp1251": "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью.",
+    "koi8_r": "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью.",
+    "shift_jis": "すべての人間は、生まれながらにして自由であり、テストです。",
+    "euc_jp": "すべての人間は、生まれながらにして自由であり、テストです。",
+    "gb18030": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心。",
+    "utf-16-le": "日本語の テキスト\n",
+    "utf-16-be": "Все люди рождаются свободными, 1948.",
+    "utf-32-le": "plain words",
+    "utf-32-be": "日本語の テキスト\n",
+}
+
+
+def read(name: str) -> ParsedText:
+    path = shared("formats", *name.split("/"))
+    content = path.read_bytes()
+    return parse(content, detect(content[:65536], path.name, path), path.name)
+
+
+@pytest.mark.parametrize(("name", "words"), ENCODED.items())
+def test_files_in_every_encoding_hold_the_words_a_person_reads(name: str, words: str) -> None:
+    assert words in read(name).text
+
+
+@pytest.mark.parametrize(("encoding", "text"), LANGUAGES.items())
+def test_undeclared_encodings_are_told_from_the_language(encoding: str, text: str) -> None:
+    assert decode(text.encode(encoding)).text == text
+
+
+def test_a_guess_says_that_it_is_one_and_utf8_does_not() -> None:
+    assert parse("größer".encode("cp1252"), "text/plain", "a.txt").metadata == {
+        "encoding": "cp1252",
+        "encoding_guessed": True,
+    }
+    assert parse("größer".encode(), "text/plain", "a.txt").metadata == {}
+
+
+def test_bytes_that_cannot_be_read_are_counted() -> None:
+    content = (
+        "Ein längerer Text, in dem alle Umlaute stehen: ä ö ü Ä Ö Ü ß und nochmals ä ö ü.".encode() + b"\xff\xfe x"
+    )
+    parsed = parse(content, "text/plain", "a.txt")
+    assert parsed.metadata["undecodable_bytes"] == 2
+    assert "längerer Text" in parsed.text
+
+
+def test_declared_encodings_are_believed_unless_the_bytes_forbid_it() -> None:
+    japanese = "<html><head><meta charset='Shift_JIS'></head><body><p>日本語</p></body></html>"
+    assert "日本語" in parse(japanese.encode("shift_jis"), "text/html", "a.html").text
+    wrong = b"<meta charset='ascii'><p>sch\xc3\xb6n</p>"
+    assert "schön" in parse(wrong, "text/html", "a.html").text
+
+
+def test_characters_are_as_a_reader_means_them() -> None:
+    assert normalise("ﬁrst oﬃce") == "first office"
+    assert normalise("hy\u00adphen\u00ad\nated") == "hyphenated"
+    assert normalise("a\0b\x07c\ud800d") == "abc\ufffdd"
+    assert normalise("e\u0301te\u0301") == "été"
+    assert normalise("one\r\ntwo\rthree\u2028four") == "one\ntwo\nthree\nfour"
+    assert normalise("a\u00a0b\u200bc\ufeff") == "a bc"
+
+
+@given(st.text(alphabet=st.characters(codec=None)))
+def test_normalising_twice_changes_nothing_and_leaves_what_postgres_takes(text: str) -> None:
+    once = normalise(text)
+    assert normalise(once) == once
+    assert "\0" not in once
+    once.encode()
+
+
+BLOCKS = st.builds(
+    Block,
+    st.sampled_from(["title", "paragraph", "list_item", "code", "table"]),
+    st.text(max_size=40),
+    st.none() | st.integers(1, 9),
+    st.none() | st.integers(-3, 12),
+)
+
+
+@given(st.lists(BLOCKS, max_size=12))
+def test_elements_are_sorted_disjoint_and_cover_all_but_white_space(blocks: list[Block]) -> None:
+    try:
+        parsed = assemble(Draft(blocks))
+    except ParseFailure as failure:
+        assert failure.reason == "empty"
+        return
+    end = 0
+    for element in parsed.elements:
+        assert not parsed.text[end : element.start].strip()
+        assert end <= element.start < element.end
+        assert parsed.text[element.start : element.end].strip()
+        assert (element.level is not None) == (element.kind == "title")
+        end = element.end
+    assert end == len(parsed.text)
+    assert ParsedText.from_json(parsed.text, parsed.to_json(), parsed.metadata) == parsed
+
+
+@given(st.lists(st.lists(st.text(max_size=8), min_size=1, max_size=4), min_size=1, max_size=5), st.integers(0, 2))
+def test_the_header_of_a_table_ends_where_its_rows_begin(rows: list[list[str]], header: int) -> None:
+    block = table_block(rows, header)
+    if block.text and block.header:
+        parsed = assemble(Draft([Block("paragraph", "before"), block]))
+        element = parsed.elements[1]
+        assert parsed.text[element.start : element.header_end] == block.header
