@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+import psycopg
 
 from rag_pipeline.core import collections
 from rag_pipeline.core.collections import Collection
 from rag_pipeline.core.errors import RagError, UsageError
 from rag_pipeline.runtime import Runtime
-from rag_pipeline.settings import PROJECT, Settings, load_env_file
+from rag_pipeline.settings import PROJECT, Settings
 
 DEMO = "demo"
 DEMO_QUESTIONS = (
@@ -35,6 +36,13 @@ class _Group(click.Group):
         except RagError as error:
             click.echo(f"rag: {error}", err=True)
             context.exit(1)
+        except psycopg.OperationalError as error:
+            reason = str(error).strip().partition("\n")[0]
+            click.echo(f"rag: PostgreSQL failed: {reason}; run the command again", err=True)
+            context.exit(1)
+        except KeyboardInterrupt:
+            click.echo("rag: interrupted; what was done until now is kept", err=True)
+            context.exit(130)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +50,6 @@ class _Group(click.Group):
 @click.pass_context
 def main(context: click.Context) -> None:
     """Documents in, a pgvector index that is always true, answers with exact citations out."""
-    load_env_file()
     context.obj = Runtime(Settings.from_environment())
 
 
@@ -51,7 +58,7 @@ def main(context: click.Context) -> None:
 def demo(runtime: Runtime) -> None:
     """Ingest this project's own documentation and ask it three questions."""
     from rag_pipeline.client import Rag
-    from rag_pipeline.terminal import print_answer
+    from rag_pipeline.printing import print_answer
 
     with runtime.connect() as connection:
         if collections.find(connection, DEMO) is None:
@@ -79,8 +86,8 @@ def up(runtime: Runtime, port: int) -> None:
 @click.pass_obj
 def down(runtime: Runtime) -> None:
     """Stop everything that runs under RAG_HOME."""
-    from rag_pipeline.serving import stop_serving
     from rag_pipeline.services import stop
+    from rag_pipeline.serving import stop_serving
 
     stopped = stop_serving(runtime) + stop(runtime.settings.home)
     click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
@@ -92,11 +99,11 @@ def env(runtime: Runtime) -> None:
     """Print export lines with which plain dagster commands reach the same instance."""
     from rag_pipeline.instance import dagster_environment, dagster_instance
 
-    for name, value in dagster_environment(runtime).items():
-        click.echo(f"export {name}={shlex.quote(value)}")
     # Dagster's own commands cannot add a partition: leave none missing.
     with dagster_instance(runtime):
         pass
+    for name, value in dagster_environment(runtime).items():
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 @main.group(cls=_Group)
@@ -189,14 +196,15 @@ def ingest(runtime: Runtime, name_or_dir: str, allow_mass_removal: bool, retry_f
 def status(runtime: Runtime, name: str | None, as_json: bool) -> None:
     """What is indexed, what is not and why."""
     from rag_pipeline.core.status import collection_status
-    from rag_pipeline.instance import dagster_instance, last_run
-    from rag_pipeline.terminal import print_status
+    from rag_pipeline.instance import last_run
+    from rag_pipeline.printing import print_status
 
     with runtime.connect() as connection:
         names = [name] if name else [c.name for c in collections.list_all(connection)]
-        statuses = [collection_status(connection, each) for each in names]
-    with dagster_instance(runtime) as instance:
-        reports = [{**asdict(each), "last_run": last_run(instance, each.collection)} for each in statuses]
+        reports = [
+            {**asdict(collection_status(connection, each)), "last_run": last_run(runtime, connection, each)}
+            for each in names
+        ]
     if as_json:
         _print_json(reports[0] if name else {"collections": reports})
         return
@@ -214,7 +222,7 @@ def status(runtime: Runtime, name: str | None, as_json: bool) -> None:
 def show(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
     """One document as the pipeline sees it: its text, elements and chunks."""
     from rag_pipeline.core.status import show_document
-    from rag_pipeline.terminal import print_document
+    from rag_pipeline.printing import print_document
 
     with runtime.connect() as connection:
         document = show_document(connection, name, path)
@@ -234,7 +242,7 @@ def show(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
 def search(runtime: Runtime, name: str, query: str, k: int, mode: str, as_json: bool) -> None:
     """The chunks nearest to a question. NAME may be several collections: a,b."""
     from rag_pipeline.client import Rag
-    from rag_pipeline.terminal import print_hits
+    from rag_pipeline.printing import print_hits
 
     with Rag(runtime) as rag:
         hits = rag.search(name.split(","), query, k=k, mode=mode)
@@ -261,7 +269,7 @@ def search(runtime: Runtime, name: str, query: str, k: int, mode: str, as_json: 
 def ask(runtime: Runtime, name: str, question: str, k: int, as_json: bool) -> None:
     """An answer from the documents alone, with citations. NAME may be several collections: a,b."""
     from rag_pipeline.client import Rag
-    from rag_pipeline.terminal import print_answer
+    from rag_pipeline.printing import print_answer
 
     with Rag(runtime) as rag:
         answer = rag.ask(name.split(","), question, k=k)
@@ -284,7 +292,8 @@ def ask(runtime: Runtime, name: str, question: str, k: int, as_json: bool) -> No
 
 def _ingest(runtime: Runtime, name: str, *, allow_mass_removal: bool = False, as_json: bool = False) -> None:
     from rag_pipeline.ingesting import ingest
-    from rag_pipeline.terminal import print_ingest, progress
+    from rag_pipeline.printing import print_ingest
+    from rag_pipeline.terminal import progress
 
     with progress() as shown:
         result = ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal)
@@ -300,7 +309,7 @@ def _collection_for(runtime: Runtime, connection, name_or_dir: str) -> str:
         return name_or_dir
     folder = Path(name_or_dir).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"{name_or_dir} is neither a collection nor a folder: rag collection list shows those there are")
+        raise UsageError(f"{name_or_dir} is neither a collection nor a folder: rag collection list shows what there is")
     source = collections.absolute_source(name_or_dir)
     name = Path(source).name
     known = collections.find(connection, name)

@@ -1,11 +1,19 @@
 """Running the pipeline for a collection from a command: a Dagster run in this process, and what it did."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
+from rag_pipeline.core.errors import ProviderError, RagError
 from rag_pipeline.core.status import published_chunks
-from rag_pipeline.instance import dagster_instance
-from rag_pipeline.resources import MASS_REMOVAL_TAG, Progress, open_pipeline
+from rag_pipeline.instance import ASKED_BY_TAG, INGEST_COMMAND, dagster_instance, settle_runs
 from rag_pipeline.runtime import Runtime
+
+if TYPE_CHECKING:
+    from rag_pipeline.resources import Progress
 
 
 @dataclass(frozen=True)
@@ -22,35 +30,64 @@ class IngestResult:
     seconds: dict[str, float]
 
 
-def ingest(runtime: Runtime, name: str, progress: Progress, *, allow_mass_removal: bool = False) -> IngestResult:
+def ingest(runtime: Runtime, name: str, progress: "Progress", *, allow_mass_removal: bool = False) -> IngestResult:
     """Run `refresh_collection` for a collection now, in this process, and wait for it.
 
-    Raises what the stages raise; the run is recorded in Dagster either way.
+    Raises the RagError of the stage that failed, or one that names the run, whose record in Dagster tells more.
     """
+    started = perf_counter()
     with dagster_instance(runtime) as instance:
         from rag_pipeline.definitions import build_definitions
+        from rag_pipeline.resources import MASS_REMOVAL_TAG, open_pipeline
 
         with open_pipeline(runtime, name, progress, allow_mass_removal=allow_mass_removal) as pipeline:
-            job = build_definitions(pipeline=pipeline).resolve_job_def("refresh_collection")
-            result = job.execute_in_process(
-                instance=instance,
-                partition_key=name,
-                tags={"rag/asked_by": "rag ingest"} | ({MASS_REMOVAL_TAG: "yes"} if allow_mass_removal else {}),
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            )
+            settle_runs(instance, name)
+            run_id = str(uuid4())
+            with _one_line(run_id, name):
+                result = (
+                    build_definitions(pipeline=pipeline)
+                    .resolve_job_def("refresh_collection")
+                    .execute_in_process(
+                        instance=instance,
+                        partition_key=name,
+                        run_id=run_id,
+                        tags={ASKED_BY_TAG: INGEST_COMMAND} | ({MASS_REMOVAL_TAG: "yes"} if allow_mass_removal else {}),
+                        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                    )
+                )
             stages = {
                 event.asset_key.to_user_string(): {
                     key: value.value for key, value in event.step_materialization_data.materialization.metadata.items()
                 }
                 for event in result.get_asset_materialization_events()
             }
-            return _result(name, result.run_id, stages, published_chunks(pipeline.connection, name))
+            chunks = published_chunks(pipeline.connection, name)
+    return _result(name, run_id, stages, chunks, round(perf_counter() - started, 3))
 
 
-def _result(name: str, run_id: str, stages: dict[str, dict], chunks: int) -> IngestResult:
+@contextmanager
+def _one_line(run_id: str, name: str) -> Iterator[None]:
+    """A run's failure as the one line a person is shown; the traceback is in Dagster's record of the run."""
+    from dagster import DagsterExecutionInterruptedError, Failure
+
+    try:
+        yield
+    except RagError:
+        raise
+    except DagsterExecutionInterruptedError:
+        raise KeyboardInterrupt from None
+    except Failure as failure:
+        raise ProviderError(failure.description) from None
+    except Exception as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise RagError(
+            f"ingesting {name} failed: {type(error).__name__}: {reason}; rag up shows where, in run {run_id}"
+        ) from error
+
+
+def _result(name: str, run_id: str, stages: dict[str, dict], chunks: int, total_seconds: float) -> IngestResult:
     files, parsed = stages["raw_files"], stages["parsed_text"]
     embedded, published = stages["cached_embeddings"], stages["pgvector_index"]
-    seconds = {stage: metadata["seconds"] for stage, metadata in stages.items()}
     return IngestResult(
         collection=name,
         run_id=run_id,
@@ -59,5 +96,5 @@ def _result(name: str, run_id: str, stages: dict[str, dict], chunks: int) -> Ing
         chunks={"total": chunks, "new": stages["token_chunks"]["new"]},
         embeddings={key: embedded.get(key) for key in ("cached", "requested", "tokens", "cost_usd")},
         index={"inserted": embedded["inserted"], "deleted": published["deleted"], "rows": published["rows"]},
-        seconds={**seconds, "total": round(sum(seconds.values()), 3)},
+        seconds={**{stage: metadata["seconds"] for stage, metadata in stages.items()}, "total": total_seconds},
     )

@@ -1,23 +1,31 @@
-"""The Dagster instance that commands, the UI and the daemon share."""
+"""The Dagster instance that commands, the UI and the daemon share, and what it knows of a collection's runs."""
 
+import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 
+from rag_pipeline.core.collections import list_all
+from rag_pipeline.core.locking import writer
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import PROJECT
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-# Dagster's tables live in a schema of their own. Its events may lose their last fraction of a second to a power cut, and
-# are written ten times as fast for it.
+# Dagster's tables live in a schema of their own. Its events may lose their last fraction of a second to a power cut,
+# and are written ten times as fast for it.
 DAGSTER_OPTIONS = "-csearch_path=dagster -csynchronous_commit=off"
+
+ASKED_BY_TAG, INGEST_COMMAND = "rag/asked_by", "rag ingest"
+
+UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 
 
 def dagster_environment(runtime: Runtime) -> dict[str, str]:
@@ -43,31 +51,77 @@ def dagster_database_url(database_url: str) -> str:
 def dagster_instance(runtime: Runtime) -> Iterator["DagsterInstance"]:
     """The instance, its partitions in line with the collections."""
     os.environ.update(dagster_environment(runtime))
+    _import_dagster()
     from dagster import DagsterInstance
+    from dagster._core.instance.ref import InstanceRef
 
-    from rag_pipeline.core.collections import list_all
     from rag_pipeline.partitions import sync_partitions
 
-    with DagsterInstance.get() as instance:
+    # What a command prints is for its terminal: no file is to catch it, as for runs in the background.
+    nothing = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    with DagsterInstance.from_ref(InstanceRef.from_dir(str(PROJECT), overrides={"compute_logs": nothing})) as instance:
+        # Connections are held, as Dagster's web server does it, instead of opened for each of a run's many queries.
+        instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
         with runtime.connect() as connection:
             sync_partitions(instance, [collection.name for collection in list_all(connection)])
         yield instance
 
 
-def last_run(instance: "DagsterInstance", collection: str) -> dict[str, str | None] | None:
-    """The newest run of a collection: its id, status, and when it started and ended (UTC); None when it never ran."""
-    from dagster import RunsFilter
+def _import_dagster() -> None:
+    """Its modules make objects that stay: looking for garbage among them would be a fifth of a command's time."""
+    gc.disable()
+    try:
+        import dagster_postgres  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
 
-    records = instance.get_run_records(RunsFilter(tags={"dagster/partition": collection}), limit=1)
-    if not records:
+
+def last_run(runtime: Runtime, connection: Connection, name: str) -> dict[str, str | None] | None:
+    """The newest run of a collection: its id, status, and when it started and ended (UTC); None when it never ran.
+
+    Read from Dagster's tables, for importing Dagster takes longer than everything else `rag status` does.
+    """
+    (exists,) = connection.execute("SELECT to_regclass('dagster.run_tags') IS NOT NULL").fetchone()
+    if not exists:
         return None
-    (record,) = records
-    return {
-        "run_id": record.dagster_run.run_id,
-        "status": record.dagster_run.status.value.lower(),
-        "started": _time(record.start_time),
-        "ended": _time(record.end_time),
-    }
+    statement = """SELECT run_id, status, start_time, end_time FROM dagster.runs JOIN dagster.run_tags USING (run_id)
+                   WHERE key = 'dagster/partition' AND value = %s ORDER BY runs.id DESC LIMIT 1"""
+    row = connection.execute(statement, [name]).fetchone()
+    if row and row[1] in UNFINISHED and _settle_if_idle(runtime, name):
+        row = connection.execute(statement, [name]).fetchone()
+    if row is None:
+        return None
+    run_id, status, started, ended = row
+    return {"run_id": run_id, "status": status.lower(), "started": _time(started), "ended": _time(ended)}
+
+
+def settle_runs(instance: "DagsterInstance", name: str) -> None:
+    """Record as failed the runs of `rag ingest` whose process is gone. The caller holds the collection for writing.
+
+    Such a run holds the collection from before it is recorded until it has ended: no living one can be among them.
+    """
+    from dagster import DagsterRunStatus, RunsFilter
+
+    unfinished = RunsFilter(
+        tags={"dagster/partition": name, ASKED_BY_TAG: INGEST_COMMAND},
+        statuses=[DagsterRunStatus(status) for status in UNFINISHED],
+    )
+    for run in instance.get_runs(unfinished):
+        instance.report_run_failed(run, f"The process of this run is gone: rag ingest {name} goes on where it stopped.")
+
+
+def _settle_if_idle(runtime: Runtime, name: str) -> bool:
+    """Settle a collection's runs, unless one of them is at work."""
+
+    def give_up() -> None:
+        raise BlockingIOError
+
+    with suppress(BlockingIOError), runtime.connect() as lock, writer(lock, name, give_up):
+        with dagster_instance(runtime) as instance:
+            settle_runs(instance, name)
+        return True
+    return False
 
 
 def _time(seconds: float | None) -> str | None:

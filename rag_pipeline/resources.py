@@ -11,6 +11,7 @@ from psycopg import Connection
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core.collections import Collection, get
+from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.locking import writer
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
@@ -84,6 +85,8 @@ def open_pipeline(
 @resource(description="The collection of the run's partition: its database, providers and settings.")
 def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
     tags = context.run.tags
+    if PARTITION_TAG not in tags:
+        raise UsageError("no collection is chosen: launch the run for a partition, which is a collection's name")
     with open_pipeline(
         Runtime(Settings.from_environment()),
         tags[PARTITION_TAG],

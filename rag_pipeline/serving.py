@@ -29,7 +29,9 @@ def serve(runtime: Runtime, port: int) -> None:
         _require_free(port)
         with dagster_instance(runtime):
             environment = {**os.environ, **dagster_environment(runtime)}
-        click.echo(f"Dagster UI   http://{HOST}:{port}\nPostgreSQL and Redis are running; Ctrl-C stops the UI and daemon")
+        click.echo(
+            f"Dagster UI   http://{HOST}:{port}\nPostgreSQL and Redis are running; Ctrl-C stops the UI and daemon"
+        )
         workspace = str(PROJECT / "workspace.yaml")
         command = ["dagster", "dev", "-w", workspace, "-h", HOST, "-p", str(port), "--log-level", "warning"]
         process = subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=PROJECT)

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 # The clone: where dagster.yaml, workspace.yaml and sql/ lie.
 PROJECT = Path(__file__).parents[1]
 
@@ -26,13 +28,16 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> "Settings":
+        """What the environment sets and, where it does not, the file `.env` in the clone."""
+        environment = {**dotenv_values(PROJECT / ".env"), **os.environ}
+
         def value(name: str) -> str | None:
-            return os.environ.get(name, "").strip() or None
+            return (environment.get(name) or "").strip() or None
 
         openai_api_key = value("OPENAI_API_KEY")
         return cls(
-            home=Path(value("RAG_HOME") or PROJECT / ".rag").absolute(),
-            documents=Path(value("RAG_DOCUMENTS") or PROJECT / "documents").absolute(),
+            home=Path(value("RAG_HOME") or PROJECT / ".rag").expanduser().absolute(),
+            documents=Path(value("RAG_DOCUMENTS") or PROJECT / "documents").expanduser().absolute(),
             database_url=value("RAG_DATABASE_URL"),
             query_database_url=value("RAG_QUERY_DATABASE_URL"),
             redis_url=value("RAG_REDIS_URL"),
@@ -44,10 +49,3 @@ class Settings:
             chat_model=value("RAG_CHAT_MODEL") or ("openai/gpt-4.1-mini" if openai_api_key else None),
             api_key=value("RAG_API_KEY"),
         )
-
-
-def load_env_file() -> None:
-    """Take over what `.env` in the clone sets and the environment does not, as Dagster's own commands do."""
-    from dotenv import load_dotenv
-
-    load_dotenv(PROJECT / ".env")

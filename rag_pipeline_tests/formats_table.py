@@ -1,4 +1,5 @@
-"""The table of docs/formats.md: what each of the example files comes to. `python -m rag_pipeline_tests.formats_table` writes it anew."""
+"""The table of docs/formats.md: what each of the example files comes to. `python -m rag_pipeline_tests.formats_table`
+writes it anew."""
 
 import re
 from collections.abc import Iterator

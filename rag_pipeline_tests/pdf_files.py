@@ -19,7 +19,8 @@ class Text:
 def make_pdf(
     pages: list[list[Text]], outline: list[tuple[str, int, float]] = (), contents: bytes | None = None
 ) -> bytes:
-    """A PDF of these pages; outline: title, page from 0, y; contents: the same raw, compressed content for every page instead."""
+    """A PDF of these pages; outline: title, page from 0, y; contents: the same raw, compressed content for every page
+    instead."""
     objects: dict[int, bytes] = {}
     fonts = {name: number for number, name in enumerate(FONTS, 3)}
     for name, number in fonts.items():
@@ -38,9 +39,8 @@ def make_pdf(
                 f"BT /{t.font} {t.size} Tf {t.x} {t.y} Td ({_escaped(t.text)}) Tj ET" for t in lines
             ).encode("cp1252")
             objects[stream] = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(drawn), drawn)
-        objects[page] = (
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources {resources} /Contents {stream} 0 R >>".encode()
-        )
+        shown = f"/MediaBox [0 0 612 792] /Resources {resources} /Contents {stream} 0 R"
+        objects[page] = f"<< /Type /Page /Parent 2 0 R {shown} >>".encode()
         kids.append(f"{page} 0 R")
     objects[2] = f"<< /Type /Pages /Count {len(kids)} /Kids [{' '.join(kids)}] >>".encode()
     entries = max(objects) + 1

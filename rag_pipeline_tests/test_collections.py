@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_pipeline.core import collections, database
@@ -40,6 +40,7 @@ def test_another_name_is_refused_and_found_nowhere(connection, tmp_path):
     assert collections.list_all(connection) == []
 
 
+@settings(deadline=None)
 @given(st.text(max_size=120))
 def test_every_name_that_is_taken_is_a_partition_and_a_folder(name):
     try:

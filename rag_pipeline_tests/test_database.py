@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_pipeline.core import database
@@ -117,6 +117,7 @@ def test_what_is_no_url_is_refused_without_repeating_it(url):
     assert "RAG_DATABASE_URL" in one_line(error)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1).map("§{}§".format))
 def test_no_password_is_shown_however_it_is_written(password):
     escaped = password.replace("\\", "\\\\").replace("'", "\\'")

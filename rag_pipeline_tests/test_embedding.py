@@ -174,7 +174,7 @@ def test_inputs_are_read_only_as_they_are_needed(server, provider, monkeypatch):
 
     def lazily() -> Iterator[EmbeddingInput]:
         nonlocal read
-        for input in make_inputs(20_000):
+        for input in make_inputs(12_000):
             read += 1
             yield input
 
@@ -184,7 +184,7 @@ def test_inputs_are_read_only_as_they_are_needed(server, provider, monkeypatch):
         stored += len(rows)
 
     embed_stream(lazily(), provider, cache_of(provider), store)
-    assert stored == 20_000
+    assert stored == 12_000
     assert most_ahead <= (provider.in_flight + embedding.READY + 1) * provider.batch_inputs + 2 * embedding.WINDOW
 
 

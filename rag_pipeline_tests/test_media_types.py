@@ -98,3 +98,9 @@ def test_damaged_containers_have_a_type_too(
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(start + tail)
     assert "/" in detect(start + tail, "damaged", path)
+
+
+def test_endless_comments_do_not_hold_up_the_detection() -> None:
+    assert detect(b"<!-- -->" * 8000, "a") == "text/plain"
+    assert detect(b"<?xml version='1.0'?><!-- a --><!-- b --><html>", "a") == "text/html"
+    assert detect(b"<!-- a --><book><title>x</title></book>", "a") == "application/xml"

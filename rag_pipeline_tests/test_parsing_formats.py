@@ -80,9 +80,7 @@ def test_every_file_comes_to_what_the_docs_say() -> None:
     found = outcomes(shared("formats"))
     assert len(found) == 185
     assert all(outcome.parsed or outcome.failure.reason in FAILURE_REASONS for _, outcome in found.values())
-    documented = [
-        line for line in PAGE.read_text().splitlines() if line.startswith("| ") and not line.startswith("| file |")
-    ]
+    documented = PAGE.read_text().split("\n| file |")[1].splitlines()[2:]
     assert rows(found) == documented
 
 
@@ -155,7 +153,8 @@ def test_types_nothing_reads_are_unsupported_and_say_so() -> None:
 
 
 def test_plain_text_headings_have_the_levels_of_their_underlines() -> None:
-    text = "Book\n****\n\nChapter\n=======\n\nwords\nmore words\n\nSection\n-------\n\n* a\n* b\n\nOther\n=====\n\n- not a title\n---\n"
+    text = "Book\n****\n\nChapter\n=======\n\nwords\nmore words\n\nSection\n-------\n\n* a\n* b\n\n"
+    text += "Other\n=====\n\n- not a title\n---\n"
     parsed = parse(text.encode(), "text/plain", "a.txt")
     assert [(e.level, parsed.text[e.start : e.end]) for e in parsed.elements if e.kind == "title"] == [
         (1, "Book"),

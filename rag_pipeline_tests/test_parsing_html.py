@@ -47,9 +47,10 @@ def test_a_table_that_lays_out_the_page_is_no_table() -> None:
 
 def test_what_is_not_the_pages_text_is_left_out() -> None:
     parsed = html(
-        "<nav>Home</nav><div class='navheader'>Prev</div><div id='cookie-banner'>We use cookies</div><script>x()</script>"
-        "<style>p{}</style><div style='display: none'>unseen</div><p hidden>unseen</p><p>Words <a class=headerlink>¶</a></p>"
-        "<div class='cookies-recipe'>Cookies need butter.</div><footer>imprint</footer><article><footer>source</footer></article>"
+        "<nav>Home</nav><div class='navheader'>Prev</div><div id='cookie-banner'>We use cookies</div>"
+        "<script>x()</script><style>p{}</style><div style='display: none'>unseen</div><p hidden>unseen</p>"
+        "<p>Words <a class=headerlink>¶</a></p><div class='cookies-recipe'>Cookies need butter.</div>"
+        "<footer>imprint</footer><article><footer>source</footer></article>"
     )
     assert parsed.text == "Words\n\nCookies need butter.\n\nsource"
 
@@ -60,8 +61,8 @@ def test_a_page_of_navigation_only_is_kept() -> None:
 
 def test_the_metadata_of_a_page() -> None:
     page = (
-        "<html lang=de><head><title> A  title </title><meta name=author content=Ada><meta property='article:published_time'"
-        " content=2024-05-01></head><body>x</body></html>"
+        "<html lang=de><head><title> A  title </title><meta name=author content=Ada>"
+        "<meta property='article:published_time' content=2024-05-01></head><body>x</body></html>"
     )
     assert parse(page.encode(), "text/html", "a").metadata == {
         "title": "A title",
@@ -86,7 +87,8 @@ def test_every_page_of_a_manual_has_its_title_and_no_navigation() -> None:
 
 def test_markdown() -> None:
     parsed = parse(
-        b"---\ntitle: Notes\nauthor: [Ada, Bo]\n---\n# One\n\ntext *it*\n\n```py\nx = 1\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+        b"---\ntitle: Notes\nauthor: [Ada, Bo]\n---\n# One\n\ntext *it*\n\n```py\nx = 1\n```\n\n"
+        b"| a | b |\n|---|---|\n| 1 | 2 |\n",
         "text/markdown",
         "a.md",
     )

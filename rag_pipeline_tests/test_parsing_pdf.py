@@ -9,9 +9,26 @@ from rag_pipeline.core.parsing import ParsedText, ParseFailure, PdfPart, join_pa
 from rag_pipeline_tests.pdf_files import Text, make_pdf
 from rag_pipeline_tests.shared import shared
 
-WORDS = (
-    "the river bends slowly around every village that people built there before the bridge was made of stone".split()
-)
+WORDS = [
+    "the",
+    "river",
+    "bends",
+    "slowly",
+    "around",
+    "every",
+    "village",
+    "that",
+    "people",
+    "built",
+    "there",
+    "before",
+    "the",
+    "bridge",
+    "was",
+    "made",
+    "of",
+    "stone",
+]
 
 
 def read(content: bytes) -> ParsedText:

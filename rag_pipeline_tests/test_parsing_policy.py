@@ -18,7 +18,8 @@ NOT_IN_ALL = {"debianpolicymanual", "appendices", "index", "r", "s"}
 
 @cache
 def sections(book: str) -> tuple[tuple[str, str], ...]:
-    """Heading (without its number) and text of each section. Footnotes, which each format puts elsewhere, are left out."""
+    """Heading (without its number) and text of each section. Footnotes, which each format puts elsewhere, are left
+    out."""
     parsed = parse(shared("corpora", "debian-policy", book).read_bytes(), BOOKS[book], book)
     found: list[tuple[str, list[str]]] = []
     in_notes = False

@@ -1,10 +1,29 @@
-"""Reports as asset metadata: figures that plot, and a small table of what changed. Paths and figures, never text."""
+"""What a stage tells Dagster: figures that plot, and a small table of what changed. Paths and figures, never text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import wraps
 from time import perf_counter
+from typing import TypeVar
 
+import psycopg
 from dagster import MetadataValue, TableColumn, TableRecord, TableSchema
+
+Stage = TypeVar("Stage", bound=Callable)
+
+
+def quoting_no_row(stage: Stage) -> Stage:
+    """The stage, its database errors reduced to their first line: the others quote the row, and with it a document."""
+
+    @wraps(stage)
+    def run(*arguments: object, **resources: object) -> object:
+        try:
+            return stage(*arguments, **resources)
+        except psycopg.Error as error:
+            message = error.diag.message_primary or str(error).partition("\n")[0]
+            raise type(error)(message).with_traceback(error.__traceback__) from None
+
+    return run
 
 
 class Stopwatch:

@@ -2,7 +2,7 @@
 
 from dagster import Failure, MaterializeResult, ResourceParam, asset
 
-from rag_pipeline.assets.metadata import Stopwatch, counts, table
+from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, table
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.pgvector_index import publish_documents
@@ -15,6 +15,7 @@ shared = {"partitions_def": collections_partitions, "group_name": "rag_pipeline"
 
 
 @asset(**shared, kinds={"postgres"})
+@quoting_no_row
 def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """The manifest: every file of the collection's source, and what of it has changed since the last run."""
     watch = Stopwatch()
@@ -28,12 +29,15 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     if report.withheld:
         pipeline.progress.note(
             f"{report.withheld} files are gone, more than {collection.settings.max_removal_fraction:.0%} of "
-            f"{collection.name}: they stay searchable; if that is right, rag ingest {collection.name} --allow-mass-removal"
+            f"{collection.name}; they stay searchable: rag ingest {collection.name} --allow-mass-removal consents"
         )
-    return MaterializeResult(metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "change", "bytes")})
+    return MaterializeResult(
+        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "change", "bytes")}
+    )
 
 
 @asset(**shared, deps=[raw_files], kinds={"postgres", "python"})
+@quoting_no_row
 def parsed_text(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """The text and structure of every file's content, or the reason why it has none."""
     watch = Stopwatch()
@@ -44,11 +48,16 @@ def parsed_text(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         progress=pipeline.progress.stage("parsed_text", "documents"),
     )
     return MaterializeResult(
-        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "characters", "elements", "failure")}
+        metadata={
+            **watch.seconds(),
+            **counts(report),
+            **table(report.changes, "path", "characters", "elements", "failure"),
+        }
     )
 
 
 @asset(**shared, deps=[parsed_text], kinds={"postgres", "python"})
+@quoting_no_row
 def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """Every text cut into chunks: spans of it that keep meaning together and fit the embedding model."""
     watch = Stopwatch()
@@ -60,10 +69,13 @@ def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         runtime.input_limit(runtime.model(collection.settings)),
         progress=pipeline.progress.stage("token_chunks", "documents"),
     )
-    return MaterializeResult(metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "chunks", "tokens")})
+    return MaterializeResult(
+        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "chunks", "tokens")}
+    )
 
 
 @asset(**shared, deps=[token_chunks], kinds={"postgres", "redis", "openai"})
+@quoting_no_row
 def cached_embeddings(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """A vector for every chunk: from the cache where it is known, else from the provider. Readers do not see it yet."""
     watch = Stopwatch()
@@ -89,9 +101,11 @@ def cached_embeddings(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
 
 
 @asset(**shared, deps=[cached_embeddings], kinds={"postgres"})
+@quoting_no_row
 def pgvector_index(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """What readers see: whole documents published and removals carried out in one transaction, leftovers collected."""
     watch = Stopwatch()
+    pipeline.progress.stage("pgvector_index", "documents")
     report = publish_documents(pipeline.connection, pipeline.collection)
     metadata = {**watch.seconds(), **counts(report), **table(report.changes, "path", "change")}
     if report.failures:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import regex
 
-# Ends of sentences in every script (Unicode's Sentence_Terminal). Western ones count only before white space: "3.14", "a.b".
+# Ends of sentences in every script (Unicode's Sentence_Terminal). Western ones count only before white space: "3.14",
+# "a.b".
 _CLOSING = r"[\p{Pe}\p{Pf}\p{Pi}\"'*_`]*"
 _SENTENCE = regex.compile(rf"(?:[.!?…‥]+{_CLOSING}\s+|[^\P{{STerm}}.!?]+{_CLOSING}\s*)")
 _CLAUSE = regex.compile(rf"(?:[,;:—–]{_CLOSING}\s+|[،؛、，；：]{_CLOSING}\s*|(?<=\s)[—–-]+\s+|\n\s*)")
@@ -18,10 +19,13 @@ _CELL = regex.compile(r" \| ")
 _BLANK_LINE = regex.compile(r"\n(?:[^\S\n]*\n)+")
 _TOP_LEVEL = regex.compile(r"\n(?:[^\S\n]*\n)+(?=[^\s)}\]])")
 
-# Words whose full stop ends no sentence, those that are written most; initials, "e.g.", "i.e." and the like need no entry.
-_ABBREVIATIONS = frozenset(
-    "al approx art bd ca capt cf ch chap co col corp dept dr ed eds eq est etc ex fig figs gen gov hon inc jr lt ltd max min mr mrs ms mt "
-    "no nos op p pp para prof ref refs rep resp rev sec sen sgt sr st tab univ viz vol vols vs bzw ggf inkl nr usw vgl z.b".split()
+# Words whose full stop ends no sentence, those that are written most; initials, "e.g.", "i.e." and the like need no
+# entry.
+_ABBREVIATIONS = frozenset(  # noqa: SIM905
+    """
+    al approx bd bzw ca capt cf ch chap co corp dept dr ed eds eq est etc fig figs gen ggf gov hon inc inkl jr lt ltd
+    mr mrs nos nr p pp prof ref refs resp rev sen sgt sr st univ usw vgl viz vol vols vs
+    """.split()
 )
 _LAST_WORD = regex.compile(r"(?r)[\p{L}\p{N}][\p{L}\p{N}.]*")
 
@@ -29,7 +33,8 @@ Boundaries = Callable[[str, int, int], Iterator[int]]
 
 
 def sentences(text: str, start: int, end: int) -> Iterator[int]:
-    """Where sentences begin in text[start:end], after the first. Abbreviations, initials and list numbers end none."""
+    """Where sentences begin in text[start:end], after the first. Abbreviations, initials and list numbers end
+    none."""
     for match in _SENTENCE.finditer(text, start, end):
         if text[match.start()] == "." and not _ends_sentence(text, start, match):
             continue
@@ -37,7 +42,7 @@ def sentences(text: str, start: int, end: int) -> Iterator[int]:
 
 
 def _ends_sentence(text: str, start: int, match: regex.Match) -> bool:
-    if not match[0].rstrip() == ".":
+    if match[0].rstrip() != ".":
         return True
     word = _LAST_WORD.match(text, max(start, match.start() - 30), match.start())
     if not word:

@@ -41,8 +41,8 @@ class InputLimit:
 class Chunk:
     """A span [start, end) of the parsed text, in code points, and what is embedded for it.
 
-    `tokens` are the cl100k tokens of the span. `headings` is the path of headings that all of it stands under. The span lies in
-    `input` from `input_start`: input[input_start : input_start + end - start] == text[start:end].
+    `tokens` are the cl100k tokens of the span. `headings` is the path of headings that all of it stands under. The span
+    lies in `input` from `input_start`: input[input_start : input_start + end - start] == text[start:end].
     """
 
     start: int
@@ -57,14 +57,17 @@ class Chunk:
 
 def fingerprint(settings: ChunkSettings, limit: InputLimit) -> str:
     """Everything but the document that shapes its chunks, as one line: part of the chunk key."""
-    parts = (CHUNKER_VERSION, settings.chunk_tokens, settings.chunk_overlap, settings.embed_headings, limit.max_tokens, limit.tokenizer)
-    return "/".join(map(str, parts))
+    shape = (settings.chunk_tokens, settings.chunk_overlap, settings.embed_headings)
+    return "/".join(map(str, (CHUNKER_VERSION, *shape, limit.max_tokens, limit.tokenizer)))
 
 
 def chunk_document(parsed: ParsedText, settings: ChunkSettings, limit: InputLimit) -> list[Chunk]:
-    """The chunks of a document in order. Together they hold every character that is not white space; neighbours in one section share
-    whole sentences of up to `chunk_overlap` tokens. No input has more than `chunk_tokens` cl100k tokens, nor more of the model's
-    own tokens than its limit."""
+    """The chunks of a document in order.
+
+    Together they hold every character that is not white space; neighbours in one section share whole sentences of up to
+    `chunk_overlap` tokens. No input has more than `chunk_tokens` cl100k tokens, nor more of the model's own tokens than
+    its limit; only a single character may exceed either.
+    """
     if not parsed.elements:
         return []
     document = _Document(parsed, settings.embed_headings)
@@ -105,18 +108,21 @@ class _Document:
         """The chunks of the spans, those cut further whose input is more than the model takes."""
         chunks = [self._chunk(start, end, size) for start, end in spans]
         # No tokenizer makes more tokens than there are bytes, and two that mark the ends.
-        doubtful = [i for i, chunk in enumerate(chunks) if _longest(chunk.input) + 2 > limit.max_tokens]
-        counts = dict(zip(doubtful, limit.count([chunks[i].input for i in doubtful]), strict=True)) if doubtful else {}
+        doubtful = [i for i, chunk in enumerate(chunks) if len(chunk.input.encode()) + 2 > limit.max_tokens]
+        counts = limit.count([chunks[i].input for i in doubtful]) if doubtful else []
+        excess = {i: -(-count // limit.max_tokens) for i, count in zip(doubtful, counts, strict=True)}
         kept: list[Chunk] = []
         for i, chunk in enumerate(chunks):
-            pieces = -(-counts.get(i, 0) // limit.max_tokens)
+            pieces = excess.get(i, 1)
             if pieces <= 1 or chunk.end - chunk.start == 1:
                 kept.append(chunk)
                 continue
             # Equal parts with a little room, so that the last is not a scrap.
             smaller = max(1, min(size - 1, 9 * count_tokens(chunk.input) // (8 * pieces)))
             parts = list(self.packer.pack(chunk.start, chunk.end, smaller, 0))
-            kept += self.within(limit, parts if len(parts) > 1 else self.packer.halves(chunk.start, chunk.end), smaller)
+            if len(parts) == 1:
+                parts = self.packer.halves(chunk.start, chunk.end)
+            kept += self.within(limit, parts, smaller)
         return kept
 
     def _chunk(self, start: int, end: int, size: int) -> Chunk:
@@ -138,16 +144,18 @@ class _Document:
 
     def _headings(self, start: int, end: int) -> tuple[str, ...]:
         """The headings that all of a span stands under. Bare headings at its beginning belong to what follows."""
-        inside = self.sections[self._section_at(start) : self._section_at(end - 1) + 1]
-        paths = [section.path for section in inside if not section.bare] or [section.path for section in inside]
+        held = self.sections[self._section_at(start) : self._section_at(end - 1) + 1]
+        paths = [section.path for section in held if not section.bare] or [section.path for section in held]
         shared = 0
         while all(len(path) > shared and path[shared] == paths[0][shared] for path in paths):
             shared += 1
         return paths[0][:shared]
 
     def _lead(self, position: int, size: int) -> tuple[str, int]:
-        """What is embedded in front of a span that begins at a position, and its tokens: the headings above it (the outermost are left
-        out where they take too much) and, inside a table, the table's header."""
+        """What is embedded in front of a span that begins at a position, and its tokens.
+
+        That is the headings above it, the outermost left out where they take too much, and inside a table its header.
+        """
         section = self.sections[self._section_at(position)]
         path = section.path if self.embed_headings else ()
         element = self.elements[self.packer.element_at(position)]
@@ -162,18 +170,8 @@ class _Document:
         return lead, tokens
 
     def _path_lead(self, path: tuple[str, ...], share: int) -> tuple[str, int]:
-        key = (path, share)
-        if key not in self._paths:
-            lead, tokens = "", 0
-            for first in range(len(path)):
-                text = " > ".join(path[first:]) + "\n\n"
-                tokens = count_tokens(text)
-                if tokens <= share:
-                    lead = text
-                    break
-            self._paths[key] = (lead, tokens if lead else 0)
-        return self._paths[key]
-
-
-def _longest(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+        if (path, share) not in self._paths:
+            leads = (" > ".join(path[first:]) + "\n\n" for first in range(len(path)))
+            sizes = ((lead, count_tokens(lead)) for lead in leads)
+            self._paths[path, share] = next(((lead, tokens) for lead, tokens in sizes if tokens <= share), ("", 0))
+        return self._paths[path, share]

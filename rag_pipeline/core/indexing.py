@@ -106,28 +106,19 @@ def missing_chunks(index: VectorIndex) -> sql.SQL:
 def copy_from_sibling(connection: Connection, index: VectorIndex) -> int:
     """Take over the vectors that another index of the collection has from the same model; how many were."""
     with connection.transaction():
-        copied = connection.execute(
+        return _insert(
+            connection,
+            index,
             sql.SQL(
-                """INSERT INTO {table} (index_id, content_hash, input, embedding, terms)
-                   SELECT DISTINCT ON (s.content_hash) %(index)s, s.content_hash, s.input, s.embedding,
-                          to_tsvector(%(text_search)s::regconfig, s.input)
+                """SELECT DISTINCT ON (s.content_hash) s.content_hash, s.input, s.embedding
                    FROM rag.indexed_chunk s
                    JOIN rag.vector_index v ON v.id = s.index_id
                    WHERE v.collection = %(collection)s AND v.id <> %(index)s AND v.retired_at IS NULL
                          AND v.model = %(model)s AND v.dimensions = %(dimensions)s
                          AND s.content_hash IN (SELECT content_hash FROM ({missing}) AS missing)
                    ORDER BY s.content_hash"""
-            ).format(table=index.table, missing=missing_chunks(index)),
-            {
-                "collection": index.collection,
-                "index": index.id,
-                "text_search": index.text_search,
-                "model": index.model,
-                "dimensions": index.dimensions,
-            },
-        ).rowcount
-        _add_rows(connection, index, copied)
-    return copied
+            ).format(missing=missing_chunks(index)),
+        )
 
 
 def insert_chunks(connection: Connection, index: VectorIndex, rows: Sequence[tuple[bytes, str, np.ndarray]]) -> int:
@@ -143,16 +134,30 @@ def insert_chunks(connection: Connection, index: VectorIndex, rows: Sequence[tup
             copy.set_types(["bytea", "text", "vector"])
             for content_hash, text, vector in rows:
                 copy.write_row((content_hash, text, Vector(vector)))
-        inserted = connection.execute(
-            sql.SQL(
-                """INSERT INTO {table} (index_id, content_hash, input, embedding, terms)
-                   SELECT %(index)s, content_hash, input, embedding, to_tsvector(%(text_search)s::regconfig, input)
-                   FROM arriving ON CONFLICT DO NOTHING"""
-            ).format(table=index.table),
-            {"index": index.id, "text_search": index.text_search},
-        ).rowcount
-        _add_rows(connection, index, inserted)
-    return inserted
+        return _insert(connection, index, sql.SQL("SELECT content_hash, input, embedding FROM arriving"))
+
+
+def delete_chunks(connection: Connection, index_id: int, content_hashes: Sequence[bytes]) -> int:
+    """Delete the rows whose text no chunk of the index's collection has any more; how many there were."""
+    (deleted,) = connection.execute(
+        """WITH deleted AS (
+               DELETE FROM rag.indexed_chunk i USING rag.vector_index v
+               WHERE i.index_id = %(index)s AND v.id = %(index)s AND i.content_hash = ANY (%(hashes)s)
+                     AND NOT EXISTS (SELECT FROM rag.token_chunk c
+                                     WHERE c.collection = v.collection AND c.content_hash = i.content_hash)
+               RETURNING i.terms),
+           fewer AS (
+               UPDATE rag.index_term t SET chunks = chunks - gone.chunks
+               FROM (SELECT lexeme, count(*) AS chunks FROM deleted, unnest(deleted.terms) GROUP BY lexeme) AS gone
+               WHERE t.index_id = %(index)s AND t.term = gone.lexeme)
+           UPDATE rag.vector_index v
+           SET rows = rows - number, dead_rows = dead_rows + number, words = v.words - total.words
+           FROM (SELECT count(*) AS number, coalesce(sum(length(terms)), 0) AS words FROM deleted) AS total
+           WHERE id = %(index)s RETURNING number""",
+        {"index": index_id, "hashes": list(content_hashes)},
+    ).fetchone()
+    connection.execute("DELETE FROM rag.index_term WHERE index_id = %s AND chunks = 0", [index_id])
+    return deleted
 
 
 def build_graph(connection: Connection, index: VectorIndex) -> None:
@@ -185,6 +190,7 @@ def build_graph(connection: Connection, index: VectorIndex) -> None:
                 name=sql.Identifier(f"{name}_terms"), table=index.table
             )
         )
+        _count_words(connection, index)
     connection.execute(sql.SQL("ANALYZE {table}").format(table=index.table))
 
 
@@ -255,8 +261,46 @@ def _retire(connection: Connection, index: VectorIndex) -> None:
     connection.execute("UPDATE rag.vector_index SET retired_at = now() WHERE id = %s", [index.id])
 
 
-def _add_rows(connection: Connection, index: VectorIndex, number: int) -> None:
-    connection.execute("UPDATE rag.vector_index SET rows = rows + %s WHERE id = %s", [number, index.id])
+def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable) -> int:
+    """Add the (content_hash, input, embedding) that a query selects, save those the index has; how many were new.
+
+    A live index counts its words as they come, one under construction when all are there (`_count_words`).
+    """
+    words = """more AS (
+                   INSERT INTO rag.index_term AS t (index_id, term, chunks)
+                   SELECT %(index)s, lexeme, count(*) FROM inserted, unnest(inserted.terms)
+                   GROUP BY lexeme ORDER BY lexeme
+                   ON CONFLICT (index_id, term) DO UPDATE SET chunks = t.chunks + excluded.chunks),"""
+    (inserted,) = connection.execute(
+        sql.SQL(
+            """WITH inserted AS (
+                   INSERT INTO {table} (index_id, content_hash, input, embedding, terms)
+                   SELECT %(index)s, content_hash, input, embedding, rag.terms(%(text_search)s::regconfig, input)
+                   FROM ({chunks}) AS chunks ON CONFLICT DO NOTHING RETURNING terms),
+               {words}
+               total AS (SELECT count(*) AS rows, coalesce(sum(length(terms)), 0) AS words FROM inserted)
+               UPDATE rag.vector_index v SET rows = v.rows + total.rows, words = v.words + total.words
+               FROM total WHERE id = %(index)s RETURNING total.rows"""
+        ).format(table=index.table, chunks=chunks, words=sql.SQL(words if index.active else "")),
+        {
+            "index": index.id,
+            "collection": index.collection,
+            "model": index.model,
+            "dimensions": index.dimensions,
+            "text_search": index.text_search,
+        },
+    ).fetchone()
+    return inserted
+
+
+def _count_words(connection: Connection, index: VectorIndex) -> None:
+    """Count how many rows have each word, over all rows of an index under construction."""
+    connection.execute("DELETE FROM rag.index_term WHERE index_id = %s", [index.id])
+    connection.execute(
+        """INSERT INTO rag.index_term (index_id, term, chunks)
+           SELECT %(index)s, word, ndoc FROM ts_stat(format('SELECT terms FROM rag.%%I', %(table)s::text))""",
+        {"index": index.id, "table": f"indexed_chunk_{index.id}"},
+    )
 
 
 def _build_memory_mb(connection: Connection, index: VectorIndex) -> int:

@@ -1,12 +1,13 @@
 """What a file is: told from its bytes, the name breaking ties between kinds of text."""
 
 import re
-import zipfile
 from pathlib import Path, PurePath
 
 from .parsing.encodings import MARKS, decode, is_text
 
 HEAD_BYTES = 65536
+# As much of a container's directory is looked at, wherever in the file it stands.
+DIRECTORY_BYTES = 1024 * 1024
 UNKNOWN = "application/octet-stream"
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
@@ -18,7 +19,8 @@ DOC, PPT, XLS = "application/msword", "application/vnd.ms-powerpoint", "applicat
 MSG = "application/vnd.ms-outlook"
 ENCRYPTED_OFFICE = "application/x-encrypted-office"
 
-# The first bytes of the formats that have a signature (their specifications; https://www.iana.org/assignments/media-types).
+# The first bytes of the formats that have a signature (their specifications;
+# https://www.iana.org/assignments/media-types).
 SIGNATURES = (
     (b"{\\rtf", "application/rtf"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -48,27 +50,30 @@ BY_SUFFIX = {
     "text/html": "html htm xhtml",
     "application/xml": "xml",
     "message/rfc822": "eml",
-    "text/x-source": """py pyi ipynb_py js mjs cjs ts tsx jsx java kt kts scala c h cc cpp cxx hpp hh cs go rs rb php pl pm swift m mm r jl lua sh
-        bash zsh fish ps1 bat cmd sql hs ml mli ex exs erl clj cljs lisp el dart groovy gradle v vhd asm s f f90 pas vb tcl yaml yml toml ini
-        cfg conf properties env dockerfile makefile mk cmake tf proto graphql css scss sass less vue svelte tex bib diff patch awk sed""",
+    "text/x-source": """
+        py pyi js mjs cjs ts tsx jsx java kt kts scala c h cc cpp cxx hpp hh cs go rs rb php pl pm swift m mm r
+        jl lua sh bash zsh fish ps1 bat cmd sql hs ml mli ex exs erl clj cljs lisp el dart groovy gradle v vhd
+        asm s f f90 pas vb tcl yaml yml toml ini cfg conf properties env dockerfile makefile mk cmake tf proto
+        graphql css scss sass less vue svelte tex bib diff patch awk sed
+    """,
 }
 TYPE_OF_SUFFIX = {suffix: media_type for media_type, suffixes in BY_SUFFIX.items() for suffix in suffixes.split()}
 
-_HTML = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S)
-_XML = re.compile(
-    r"\s*<\?xml\s|\s*(<!--.*?-->\s*)*<(!DOCTYPE\s+\w|[A-Za-z_][\w.:-]*(\s+[\w.:-]+\s*=\s*[\"'][^<]*)?/?>)", re.S
-)
+_HTML = re.compile(r"<(?:!doctype\s+html|html|head|body)\b", re.I)
+_XML = re.compile(r"<(?:!DOCTYPE\s+\w|[A-Za-z_][\w.:-]*(?:\s+[\w.:-]+\s*=\s*[\"'][^<]*)?/?>)")
+_XML_DECLARATION = re.compile(r"<\?xml\s[^>]*>")
 _MAIL_HEADER = re.compile(r"^([A-Za-z][A-Za-z0-9-]*):[ \t]*\S?", re.M)
-_MAIL_NAMES = {"from", "to", "cc", "subject", "date", "mime-version", "received", "return-path", "message-id", "delivered-to", "content-type",
-               "reply-to", "x-mailer", "dkim-signature", "sender", "content-transfer-encoding"}  # fmt: skip
-_JSON = re.compile(r"\s*[\[{]")
+_MAIL_HEADERS = """from to cc subject date mime-version received return-path message-id delivered-to content-type
+    reply-to x-mailer dkim-signature sender content-transfer-encoding"""
+_MAIL_NAMES = set(_MAIL_HEADERS.split())
+_JSON = re.compile(r"\s*(?:\{\s*\"|\[\s*[\[{\"\d])")
 
 
 def detect(head: bytes, name: str, path: Path | None = None) -> str:
     """The media type of a file whose first HEAD_BYTES (or all, when it is smaller) are `head` and whose name is `name`.
 
-    `path` is opened only for containers (zip, OLE) whose kind does not show in `head`; a file that cannot be opened counts as not given.
-    Returns 'application/octet-stream' when nothing fits.
+    `path` is opened only for containers (zip, OLE) whose kind does not show in `head`; a file that cannot be opened
+    counts as not given. Returns 'application/octet-stream' when nothing fits.
     """
     suffix = PurePath(name).suffix.lstrip(".").lower() or PurePath(name).name.lower()
     # ISO 32000-1, annex H, implementation note 13: the header may stand anywhere in the first 1024 bytes.
@@ -94,15 +99,16 @@ def _text_type(head: bytes, suffix: str) -> str:
     named = TYPE_OF_SUFFIX.get(suffix)
     start = _start(head)
     if named not in ("text/markdown", "text/x-rst", "text/org", "text/x-source"):
-        if _HTML.match(start):
+        first_tag, declared = _first_tag(start)
+        if _HTML.match(first_tag):
             return "text/html"
-        if start.lstrip().startswith("<?xml") or (named in (None, "application/xml") and _XML.match(start)):
+        if declared or (named in (None, "application/xml") and _XML.match(first_tag)):
             return "application/xml"
         if _is_mail(start):
             return "message/rfc822"
     if start.startswith("#!") and named in (None, "text/plain"):
         return "text/x-source"
-    if named is None and _JSON.match(start) and re.match(r"\s*(\{\s*\"|\[\s*[\[{\"\d])", start):
+    if named is None and _JSON.match(start):
         return "application/json"
     return named or "text/plain"
 
@@ -115,8 +121,20 @@ def _start(head: bytes) -> str:
     return decode(sample[: len(sample) // 4 * 4]).text
 
 
+def _first_tag(start: str) -> tuple[str, bool]:
+    """A text from its first tag on, and whether an XML declaration came before."""
+    rest = start.lstrip()
+    declaration = _XML_DECLARATION.match(rest)
+    if declaration:
+        rest = rest[declaration.end() :].lstrip()
+    while rest.startswith("<!--"):
+        rest = rest.partition("-->")[2].lstrip()
+    return rest, declaration is not None
+
+
 def _is_mail(start: str) -> bool:
-    """A block of headers at the very start, three of them the usual ones of a message (RFC 5322), or two when one says MIME."""
+    """A block of headers at the very start, three of them the usual ones of a message (RFC 5322), or two when one says
+    MIME."""
     headers = re.split(r"\r?\n\r?\n", start, maxsplit=1)[0]
     first = headers.split("\n", 1)[0]
     if not (_MAIL_HEADER.match(first) or first.startswith("From ")):
@@ -129,54 +147,21 @@ def _zip_type(head: bytes, path: Path | None) -> str:
     # OCF 3.3, 4.2.2 and ODF 1.3, part 2, 3.3: the first member is named mimetype, stored, and holds the type.
     if head[30:38] == b"mimetype":
         for media_type in (EPUB, ODT):
-            if head[38:].startswith(media_type.encode()) or media_type.encode() in head[38:120]:
+            if media_type.encode() in head[38:120]:
                 return media_type
-    names = "\n".join(_local_names(head))
-    if found := _office_type(names):
-        return found
-    if path is not None:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = "\n".join(archive.namelist())
-                if "mimetype" in archive.namelist():
-                    with archive.open("mimetype") as member:
-                        declared = member.read(100).decode("latin-1").strip()
-                    if declared in (EPUB, ODT):
-                        return declared
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError):
-            return "application/zip"
-    return _office_type(names) or "application/zip"
-
-
-def _local_names(head: bytes) -> list[str]:
-    return [
-        head[
-            match.end() : match.end() + int.from_bytes(head[match.start() + 26 : match.start() + 28], "little")
-        ].decode("latin-1")
-        for match in re.finditer(rb"PK\x03\x04.{26}", head, re.S)
-    ]
-
-
-def _office_type(names: str) -> str | None:
-    for folder, media_type in (("word/", DOCX), ("ppt/", PPTX), ("xl/", XLSX)):
-        if re.search(f"^{folder}(document|presentation|workbook)", names, re.M):
+    # The names of the members stand in the clear, before each of them and once more at the end of the file.
+    names = head + _piece(path, -DIRECTORY_BYTES)
+    for main, media_type in ((b"word/document", DOCX), (b"ppt/presentation", PPTX), (b"xl/workbook", XLSX)):
+        if main in names:
             return media_type
-    if "META-INF/container.xml" in names:
-        return EPUB
-    return None
+    return EPUB if b"META-INF/container.xml" in names else "application/zip"
 
 
 def _ole_type(head: bytes, suffix: str, path: Path | None) -> str:
-    """The stream names of a compound file tell its kind ([MS-CFB]); they may lie anywhere in it."""
-    directory = head
-    if path is not None:
-        try:
-            import olefile
-
-            with olefile.OleFileIO(str(path)) as ole:
-                directory = "\n".join("/".join(entry) for entry in ole.listdir()).encode("utf-16-le")
-        except (OSError, ImportError, ValueError, TypeError, IndexError, AttributeError):
-            pass
+    """The stream names of a compound file tell its kind; they stand in its directory ([MS-CFB] 2.2 and 2.6)."""
+    sector_size = 1 << min(int.from_bytes(head[30:32], "little"), 12)
+    first_directory_sector = int.from_bytes(head[48:52], "little")
+    names = head + _piece(path, (first_directory_sector + 1) * sector_size)
     for stream, media_type in (
         ("EncryptedPackage", ENCRYPTED_OFFICE),
         ("WordDocument", DOC),
@@ -186,6 +171,18 @@ def _ole_type(head: bytes, suffix: str, path: Path | None) -> str:
         ("__substg1.0_", MSG),
         ("__properties_version1", MSG),
     ):
-        if stream.encode("utf-16-le") in directory:
+        if stream.encode("utf-16-le") in names:
             return media_type
     return {"doc": DOC, "ppt": PPT, "xls": XLS, "msg": MSG}.get(suffix, "application/x-ole-storage")
+
+
+def _piece(path: Path | None, offset: int) -> bytes:
+    """DIRECTORY_BYTES of a file from an offset, counted from its end when it is negative; none of a file that is not
+    there."""
+    try:
+        with Path(path or "").open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size + offset, 0) if offset < 0 else min(offset, size))
+            return file.read(DIRECTORY_BYTES)
+    except OSError:
+        return b""

@@ -1,4 +1,5 @@
-"""Spans of a section that fit a limit, cut at the best boundary there is: elements, then rows and sentences, then ever less."""
+"""Spans of a section that fit a limit, cut at the best boundary there is: elements, then rows and sentences, then
+ever less."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from .tokens import TokenCounter
 
 _VISIBLE = regex.compile(r"[^\s\x1c-\x1f]")
 
-# A piece below this part of the limit is not worth a chunk of its own: where the best boundary would leave one, the next best is taken.
+# A piece below this part of the limit is not worth a chunk of its own: where the best boundary would leave one, the
+# next best is taken.
 TINY_SHARE = 8
 # The places in `inside(...)` up to which a boundary is as good as an overlap: sentences, rows, top-level blocks.
 _WHOLE = 1
@@ -31,8 +33,9 @@ class Packer:
         self.lead = lead
 
     def pack(self, start: int, end: int, limit: int, overlap: int) -> Iterator[tuple[int, int]]:
-        """Spans that hold all visible characters of text[start:end], none of more than `limit` tokens with its lead; each begins with
-        the last whole sentences of the one before, of up to `overlap` tokens. A single character may exceed the limit."""
+        """Spans that hold all visible characters of text[start:end], none of more than `limit` tokens with its lead;
+        each begins with the last whole sentences of the one before, of up to `overlap` tokens. A single character may
+        exceed the limit."""
         stop = self._stop(start, end)
         fresh = begin = self._begin(start, stop)
         while fresh < stop:
@@ -46,8 +49,7 @@ class Packer:
                 cut, _ = self._cut(begin, fresh, stop, budget)
             yield begin, self._stop(begin, cut)
             previous, fresh = fresh, self._begin(cut, stop)
-            begin = self._overlap(previous, cut, overlap) if overlap else fresh
-            begin = min(begin, fresh)
+            begin = (overlap and self._overlap(previous, cut, overlap)) or fresh
 
     def halves(self, start: int, end: int) -> list[tuple[int, int]]:
         """A span that is one token, cut in two between characters: another tokenizer may count it as many."""
@@ -60,7 +62,8 @@ class Packer:
         return max(0, bisect_right(self.starts, position) - 1)
 
     def _begin(self, position: int, stop: int) -> int:
-        """Where a span that is cut at a position begins: at the first visible character, in code at the start of its line."""
+        """Where a span that is cut at a position begins: at the first visible character, in code at the start of its
+        line."""
         found = _VISIBLE.search(self.text, position, stop)
         if not found:
             return stop
@@ -81,7 +84,8 @@ class Packer:
         return self.counter.count(begin, self._stop(begin, end)) <= budget
 
     def _cut(self, begin: int, fresh: int, stop: int, budget: int) -> tuple[int, int]:
-        """Where to cut text[begin:stop], which does not fit, behind `fresh`: (position, rank of the boundary), rank 0 between elements."""
+        """Where to cut text[begin:stop], which does not fit, behind `fresh`: (position, rank of the boundary), rank 0
+        between elements."""
         reach = min(stop, self.counter.reach(begin, budget + 2) + 1)
         tiny = budget // TINY_SHARE
         first, over = self.element_at(fresh), self.element_at(reach)
@@ -106,8 +110,9 @@ class Packer:
             position -= 1
         return max(position, fresh + 1), len(inside(element.kind)) + 1
 
-    def _overlap(self, previous: int, cut: int, overlap: int) -> int:
-        """Where the chunk after a cut begins so that it repeats the last whole sentences before it; `cut` when there is none."""
+    def _overlap(self, previous: int, cut: int, overlap: int) -> int | None:
+        """Where the chunk after a cut begins to repeat the last whole sentences before it, None where none is short
+        enough. Titles, tables and code are not repeated."""
         stop = self._stop(previous, cut)
         farthest = max(previous + 1, self.counter.reach_back(cut, overlap + 2))
         index = self.element_at(stop - 1)
@@ -120,7 +125,7 @@ class Packer:
             if element.start <= farthest:
                 break
             index -= 1
-        begin = cut
+        begin = None
         for position in candidates:
             if position < farthest or self.counter.count(position, stop) > overlap:
                 break

@@ -17,9 +17,8 @@ from rag_pipeline.core.cache import PAUSE_S, connect_redis
 log = logging.getLogger(__name__)
 
 KINDS = ("requests", "tokens")
-# What is counted on of a limit: the provider's clock and ours differ by the network's latency.
-SHARE = 0.97
-# A limit that was set holds over any few seconds; one the provider told may be drawn at once, as its own bucket may be.
+# How many seconds' worth may be taken at once. A limit that was set holds over any few seconds; one that was told is
+# drawn as far as the provider's own bucket allows, less what its clock and ours may differ by.
 SET_BURST_S, TOLD_BURST_S = 6.0, 57.0
 LIFETIME_S = 3600
 
@@ -34,7 +33,7 @@ def reserve(state: State, limits: Mapping[str, int | None], amounts: Mapping[str
         limit, burst = _limit(state, limits, kind)
         if limit is None:
             continue
-        cost = amounts[kind] * 60 / (limit * SHARE)
+        cost = amounts[kind] * 60 / limit
         full = max(state.get(f"{kind}_full", 0.0), now) + cost
         state[f"{kind}_full"] = full
         wait = max(wait, full - now - max(burst, cost))

@@ -21,6 +21,12 @@ MODES = ("hybrid", "vector", "text")
 # Reciprocal rank fusion's constant, from Cormack, Clarke and Buettcher, SIGIR 2009.
 RRF_K = 60
 
+# BM25's constants, as Lucene has them.
+BM25_K1, BM25_B = 1.2, 0.75
+
+# So many chunks with the question's rarest words are ranked by all its words. On SciFact 200 do as well as all 5,183.
+CANDIDATES = 2000
+
 # How many of each leg are fused, at least: a hit that both legs rank low can still come out on top.
 DEPTH = 50
 
@@ -181,6 +187,9 @@ class Searcher:
             "k": k,
             "rrf_k": RRF_K,
             "paths_shown": PATHS_SHOWN,
+            "candidates": CANDIDATES,
+            "k1": BM25_K1,
+            "b": BM25_B,
         }
         with self.connection.transaction(), self.connection.cursor(row_factory=dict_row) as cursor:
             active = cursor.execute(
@@ -224,19 +233,7 @@ def _statement(index: VectorIndex, *, with_vector: bool, with_text: bool) -> sql
             ).format(distance=distance, index=sql.Literal(index.id), published=published)
         )
     if with_text:
-        # A question's words are alternatives: the more of them a chunk has, and the closer together, the better.
-        legs.append(
-            sql.SQL(
-                """SELECT content_hash, row_number() OVER (ORDER BY weight DESC, content_hash) AS rank,
-                          weight AS similarity
-                   FROM (SELECT i.content_hash, ts_rank_cd(i.terms, words.any, 1) AS weight
-                         FROM rag.indexed_chunk i,
-                              (SELECT replace(plainto_tsquery(%(text_search)s::regconfig, %(query)s)::text,
-                                              ' & ', ' | ')::tsquery AS any) AS words
-                         WHERE i.index_id = {index} AND i.terms @@ words.any AND {published}
-                         ORDER BY weight DESC, i.content_hash LIMIT %(depth)s) AS matching"""
-            ).format(index=sql.Literal(index.id), published=published)
-        )
+        legs.append(_text_leg(index, published))
     score = "sum(1.0 / (%(rrf_k)s + rank))::float8" if len(legs) == 2 else "max(similarity)::float8"
     return sql.SQL(
         """WITH legs AS MATERIALIZED ({legs}),
@@ -264,6 +261,41 @@ def _statement(index: VectorIndex, *, with_vector: bool, with_text: bool) -> sql
         score=sql.SQL(score),
         index=sql.Literal(index.id),
     )
+
+
+def _text_leg(index: VectorIndex, published: sql.SQL) -> sql.Composed:
+    """The chunks that say the question's words, ranked by BM25 (Robertson and Zaragoza, 2009; idf as in Lucene).
+
+    Every chunk with one of the rarest words is ranked, by all the words: common ones alone make no good hit, and reading
+    half of a collection to find that out would be dear.
+    """
+    return sql.SQL(
+        """SELECT content_hash, row_number() OVER (ORDER BY weight DESC, content_hash) AS rank, weight AS similarity
+           FROM (
+               WITH size AS MATERIALIZED (
+                   SELECT rows, greatest(words, 1)::float8 / greatest(rows, 1) AS usual_length
+                   FROM rag.vector_index WHERE id = {index}),
+               word AS MATERIALIZED (
+                   SELECT rag.term_query(lexeme) AS query, ln(1 + (rows - chunks + 0.5) / (chunks + 0.5)) AS idf,
+                          sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
+                          row_number() OVER (ORDER BY chunks, lexeme) AS nth
+                   FROM size, unnest(rag.terms(%(text_search)s::regconfig, %(query)s))
+                   JOIN rag.index_term t ON t.index_id = {index} AND t.term = lexeme),
+               candidate AS MATERIALIZED (
+                   SELECT i.content_hash, i.terms || '' AS terms
+                   FROM (SELECT string_agg(query::text, ' | ')::tsquery AS any_word FROM word
+                         WHERE nth = 1 OR chunks_so_far <= %(candidates)s) AS rarest
+                   JOIN rag.indexed_chunk i ON i.index_id = {index} AND i.terms @@ any_word)
+               SELECT i.content_hash, i.weight FROM (
+                   SELECT content_hash,
+                          sum(idf * frequency * (%(k1)s + 1)
+                              / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length(terms) / usual_length))) AS weight
+                   FROM size, candidate, word, LATERAL (SELECT rag.frequency(terms, query) AS frequency OFFSET 0) AS said
+                   WHERE frequency > 0
+                   GROUP BY content_hash ORDER BY weight DESC, content_hash OFFSET 0) AS i
+               WHERE (SELECT {published})
+               ORDER BY weight DESC, content_hash LIMIT %(depth)s) AS matching"""
+    ).format(index=sql.Literal(index.id), published=published)
 
 
 def _hit(rank: int, collection: str, row: dict) -> Hit:

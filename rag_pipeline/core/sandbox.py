@@ -1,6 +1,8 @@
-"""Parsing in worker processes that may hang, swell or die: the file that did it fails by name, its neighbours never notice.
+"""Parsing in worker processes that may hang, swell or die: the file that did it fails by name, its neighbours never
+notice.
 
-A worker is a fresh interpreter with an environment of its own: no credentials, no network, none of this process's sockets or locks.
+A worker is a fresh interpreter with an environment of its own: no credentials, no network, none of this process's
+sockets or locks.
 """
 
 import os
@@ -13,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,11 +28,14 @@ from .parsing.document import ParsedText, ParseFailure
 PAGES_PER_SHARD = 100
 # How long a worker may take to start; it only has to import this package.
 START_SECONDS = 60
+# How often a working worker's memory is looked at.
+WATCH_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost: seconds for one piece of work, megabytes of one worker's memory, megabytes of the file itself."""
+    """What one file may cost: seconds for one piece of work, megabytes of one worker's memory, megabytes of the file
+    itself."""
 
     seconds: float
     memory_mb: int
@@ -38,7 +44,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Job:
-    """A file to parse: a path, or the URL of one on any fsspec file system. expected_hash: the sha256 the manifest knows it by."""
+    """A file to parse: a path, or the URL of one on any fsspec file system. expected_hash: the sha256 the manifest
+    knows it by."""
 
     key: Hashable
     path: Path | str
@@ -49,7 +56,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: `parsed`, or `failure`, or `missing` (no such file), or `changed` (other bytes than expected).
+    """What became of a job: `parsed`, or `failure`, or `missing` (no such file), or `changed` (other bytes than
+    expected).
 
     content_hash: sha256 of the bytes that were parsed or found changed; None when they were not read.
     """
@@ -106,9 +114,11 @@ class ParserPool:
             self._idle.pop().stop()
 
     def parse_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """The outcome of each job, as they finish. Takes from `jobs`, in this thread, only a little ahead of what is being parsed.
+        """The outcome of each job, as they finish. Takes from `jobs`, in this thread, only a little ahead of what is
+        being parsed.
 
-        Raises SourceError when a remote file cannot be read for a reason that is not its own, RagError when workers do not start.
+        Raises SourceError when a remote file cannot be read for a reason that is not its own, RagError when workers do
+        not start.
         """
         self._threads = self._threads or ThreadPoolExecutor(self.workers, thread_name_prefix="parser")
         jobs = iter(jobs)
@@ -217,10 +227,10 @@ class _Worker:
         self.connection = Connection(here.detach())
         self.alive = True
         try:
-            self.first_peak_kb: int = self.connection.recv() if self.connection.poll(START_SECONDS) else None
+            started = self.connection.poll(START_SECONDS) and self.connection.recv()
         except (EOFError, OSError):
-            self.first_peak_kb = None
-        if self.first_peak_kb is None:
+            started = False
+        if not started:
             self._kill()
             raise RagError(
                 "The parser's worker processes do not start: see the error above, and check the installation."
@@ -230,16 +240,21 @@ class _Worker:
         """The worker's reply, or the failure that its end amounts to."""
         started = time.monotonic()
         failure = None
+        peak_mb = 0.0
         try:
             self.connection.send(request)
-            if self.connection.poll(self.limits.seconds):
+            while not self.connection.poll(WATCH_SECONDS):
+                peak_mb = max(peak_mb, protocol.memory_mb(self.process.pid))
+                if time.monotonic() - started > self.limits.seconds:
+                    failure = ParseFailure("timed out", f"longer than {self.limits.seconds:g} s")
+                    break
+            else:
                 return self.connection.recv()
-            failure = ParseFailure("timed out", f"longer than {self.limits.seconds:g} s")
         except (EOFError, OSError):
             pass
-        code, peak_kb = self._kill()
+        code = self._kill()
         if failure is None:
-            failure = self._cause_of_death(code, peak_kb)
+            failure = self._cause_of_death(code, peak_mb)
         return protocol.Reply(failure=failure, seconds=time.monotonic() - started)
 
     def stop(self) -> None:
@@ -247,23 +262,18 @@ class _Worker:
         if self.alive:
             self._kill()
 
-    def _kill(self) -> tuple[int, int]:
-        """End the worker and all it started. Returns its exit code and the peak of its memory in KB."""
+    def _kill(self) -> int:
+        """End the worker and all it started. Returns its exit code, negative for a signal."""
         self.alive = False
-        # Already a zombie when it died by itself; its process group still holds what it started.
-        try:
+        # Its process group still holds what it started, also when it died by itself.
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.connection.close()
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        return self.process.returncode, usage.ru_maxrss
+        return self.process.wait()
 
-    def _cause_of_death(self, code: int, peak_kb: int) -> ParseFailure:
-        limit_kb = self.limits.memory_mb * 1024
-        # The peak that a new process begins with is that of the process that started it.
-        if code < 0 and peak_kb > max(0.7 * limit_kb, self.first_peak_kb):
+    def _cause_of_death(self, code: int, peak_mb: float) -> ParseFailure:
+        # A library that is refused memory aborts; it asked for a large piece when it had no more than half of it.
+        if code < 0 and peak_mb > 0.5 * self.limits.memory_mb:
             return ParseFailure("out of memory", f"more than {self.limits.memory_mb} MB")
         if code < 0:
             return ParseFailure("crashed", f"the parser was ended by {signal.Signals(-code).name}")

@@ -1,4 +1,5 @@
-"""The process in which files are parsed, and the requests and replies it understands. Its main is called by `sandbox`."""
+"""The process in which files are parsed, and the requests and replies it understands. Its main is called by
+`sandbox`."""
 
 import ctypes
 import hashlib
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from .parsing import ParsedText, ParseFailure, join_parts, page_count, parse_pages
 
-# All of a worker's environment. One thread for the number libraries: each of theirs reserves memory that counts against the limit.
+# All of a worker's environment. One thread for the number libraries: each of theirs reserves memory that counts against
+# the limit.
 ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONHASHSEED": "0",
@@ -67,7 +69,8 @@ Request = Parse | Pages | Join
 
 @dataclass
 class Reply:
-    """What a request came to: `parsed`, `part`, `pages` (too many for one piece of work), `failure`, `changed` or `missing`."""
+    """What a request came to: `parsed`, `part`, `pages` (too many for one piece of work), `failure`, `changed` or
+    `missing`."""
 
     content_hash: bytes | None = None
     parsed: ParsedText | None = None
@@ -80,16 +83,16 @@ class Reply:
     worn: bool = False
 
 
-def main(socket: int, parser: str, seconds: float, memory_mb: int, file_mb: int) -> None:
+def main(socket: int, parser: str, seconds: float, limit_mb: int, file_mb: int) -> None:
     """Answer requests until the parent closes the socket."""
     module, _, function = parser.partition(":")
     parse = getattr(import_module(module), function)
     connection = Connection(socket)
     # What libraries print may be text of the document.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    limit_memory(memory_mb)
+    limit_memory(limit_mb)
     cut_network()
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    connection.send(True)
     done = 0
     while True:
         try:
@@ -105,12 +108,12 @@ def main(socket: int, parser: str, seconds: float, memory_mb: int, file_mb: int)
         except ParseFailure as failure:
             reply = Reply(failure=failure)
         except MemoryError:
-            reply = Reply(failure=ParseFailure("out of memory", f"more than {memory_mb} MB"), worn=True)
+            reply = Reply(failure=ParseFailure("out of memory", f"more than {limit_mb} MB"), worn=True)
         except Exception as error:
             reply = Reply(failure=ParseFailure("corrupt", f"{type(error).__name__}: {error}"))
         done += 1
         reply.seconds = time.monotonic() - started
-        reply.worn = reply.worn or done >= WORN_AFTER or resident_mb() > memory_mb / 2
+        reply.worn = reply.worn or done >= WORN_AFTER or memory_mb(os.getpid()) > limit_mb / 2
         connection.send(reply)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -136,7 +139,7 @@ def answer(request: Request, parse: Callable[[bytes, str, str], ParsedText], fil
 
 def read(path: str, file_mb: int) -> bytes:
     """The bytes of a regular file. Raises ParseFailure 'too large' and 'unsupported type', FileNotFoundError."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(Path(path).stat().st_mode):
         raise ParseFailure("unsupported type", "not a regular file")
     with Path(path).open("rb") as file:
         content = file.read(file_mb * 1024 * 1024 + 1)
@@ -152,7 +155,8 @@ def limit_memory(megabytes: int) -> None:
 
 
 def limit_time(seconds: float) -> None:
-    """End this process a little after its limit, should the parent be gone and not do it; the CPU limit is for what it starts."""
+    """End this process a little after its limit, should the parent be gone and not do it; the CPU limit is for what it
+    starts."""
     signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime + seconds + 2 * GRACE) + 1
@@ -160,7 +164,8 @@ def limit_time(seconds: float) -> None:
 
 
 def cut_network() -> None:
-    """No network from here on: in a network namespace of its own where the system allows one, by Python's audit events everywhere."""
+    """No network from here on: in a network namespace of its own where the system allows one, by Python's audit events
+    everywhere."""
 
     def refuse(event: str, arguments: tuple) -> None:
         if event in ("socket.__new__", "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
@@ -173,7 +178,10 @@ def cut_network() -> None:
             libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
 
 
-def resident_mb() -> float:
-    """The memory this process holds now; 0 where the system does not tell."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20 if statm.exists() else 0.0
+def memory_mb(process: int) -> float:
+    """The memory of a process that counts against its limit; 0 where the system does not tell."""
+    try:
+        # proc(5): the sixth field of statm is data and stack, in pages.
+        return int(Path(f"/proc/{process}/statm").read_text().split()[5]) * resource.getpagesize() / 2**20
+    except (OSError, IndexError):
+        return 0.0

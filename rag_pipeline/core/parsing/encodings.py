@@ -1,4 +1,5 @@
-"""From bytes to characters: marks first, then what the file declares, then UTF-8, then the best guess, which is said to be one."""
+"""From bytes to characters: marks first, then what the file declares, then UTF-8, then the best guess, which is said to
+be one."""
 
 import codecs
 import re
@@ -29,7 +30,8 @@ OTHER_SCRIPTS = [
     "euc_jp",
     "cp932",
 ]
-# The letters beyond ASCII of the languages that are written in an encoding, more common ones first; all of them together last.
+# The letters beyond ASCII of the languages that are written in an encoding, more common ones first; all of them
+# together last.
 WESTERN = ("äöüß", "àâçéèêëîïôùûüÿœæ", "áéíóúüñ", "àèéìíîòóùú", "áâãàçéêíóôõúü", "åäöéæøü", "áéíóúýþæöð", "éëïöóüèáê")
 ALPHABETS = (
     *(("cp1252", set(alphabet + "ªºµ")) for alphabet in WESTERN),
@@ -50,7 +52,8 @@ ENOUGH_TO_GUESS = 24
 
 @dataclass(frozen=True)
 class Decoded:
-    """Text, the encoding it was read in, whether that is a guess, and how many bytes could not be read (U+FFFD stands for them)."""
+    """Text, the encoding it was read in, whether that is a guess, and how many bytes could not be read (U+FFFD stands
+    for them)."""
 
     text: str
     encoding: str
@@ -68,7 +71,8 @@ class Decoded:
 
 
 def decode(content: bytes, declared: str | None = None) -> Decoded:
-    """The text of `content`. `declared` is the encoding its container or header names: believed where the bytes allow it."""
+    """The text of `content`. `declared` is the encoding its container or header names: believed where the bytes allow
+    it."""
     for mark, encoding in MARKS:
         if content.startswith(mark):
             return _lenient(content, encoding)
@@ -134,7 +138,8 @@ def wide_without_mark(content: bytes) -> str | None:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether the first bytes of a file can be text: marked or recognisable UTF-16/32, or bytes with next to no controls."""
+    """Whether the first bytes of a file can be text: marked or recognisable UTF-16/32, or bytes with next to no
+    controls."""
     if any(head.startswith(mark) for mark, _ in MARKS) or wide_without_mark(head[: len(head) // 4 * 4]):
         return True
     controls = sum(head.count(c) for c in range(32) if c not in (9, 10, 12, 13, 27))
@@ -162,7 +167,8 @@ def _mostly_utf8(content: bytes) -> bool:
 
 
 def _guess(content: bytes) -> Decoded:
-    """The encoding in which the text reads like a language: Japanese by its kana, Latin scripts by their alphabets, others by statistics."""
+    """The encoding in which the text reads like a language: Japanese by its kana, Latin scripts by their alphabets,
+    others by statistics."""
     if japanese := _japanese(content):
         return japanese
     beyond_ascii = len(content) - len(content.translate(None, HIGH_BYTES))
@@ -185,7 +191,8 @@ def _guess(content: bytes) -> Decoded:
 
 
 def _japanese(content: bytes) -> Decoded | None:
-    """Shift-JIS or EUC-JP, recognised by kana: no Japanese text does without them, and few other texts decode to them."""
+    """Shift-JIS or EUC-JP, recognised by kana: no Japanese text does without them, and few other texts decode to
+    them."""
     for encoding in ("cp932", "euc_jp"):
         text = _strict(content, encoding)
         if text is None:

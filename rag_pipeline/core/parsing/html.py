@@ -1,4 +1,5 @@
-"""HTML to blocks, straight from the tree that lxml builds: about thirty times as fast as unstructured, with headings' levels and tables' rows."""
+"""HTML to blocks, straight from the tree that lxml builds: about thirty times as fast as unstructured, with headings'
+levels and tables' rows."""
 
 import re
 from collections.abc import Iterator
@@ -10,18 +11,20 @@ from .encodings import decode
 
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 LIST_ITEMS = {"li", "dt", "dd"}
-BLOCKS = HEADINGS.keys() | LIST_ITEMS | set(
-    """address article aside blockquote body caption center details dialog dir div dl fieldset figcaption figure footer form header hgroup
-    hr html legend main menu nav ol p pre section summary table tbody td tfoot th thead tr ul""".split()
-)  # fmt: skip
+_BLOCKS = """address article aside blockquote body caption center details dialog dir div dl fieldset figcaption figure
+    footer form header hgroup hr html legend main menu nav ol p pre section summary table tbody td tfoot th thead
+    tr ul"""
+BLOCKS = {*HEADINGS, *LIST_ITEMS, *_BLOCKS.split()}
 # What a browser shows nothing of, or controls to operate, or a way to other pages.
-UNREAD = set(
-    """applet area audio base button canvas datalist embed frame frameset head iframe input link map meta nav noembed noframes noscript object
-    optgroup option param progress script select source style svg template textarea title track video""".split()
-)  # fmt: skip
+_UNREAD = """applet area audio base button canvas datalist embed frame frameset head iframe input link map meta nav
+    noembed noframes noscript object optgroup option param progress script select source style svg template textarea
+    title track video"""
+UNREAD = set(_UNREAD.split())
 UNREAD_ROLES = {"navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "alertdialog"}
 NOTE_ROLES = {"doc-footnote", "doc-endnote", "doc-endnotes"}
 NOTE_CLASSES = {"footnote", "footnotes"}
+# Beyond so many columns a cell keeps its text, but no longer its place.
+MAX_COLUMNS = 1000
 # Navigation, consent notices and permalinks by the names that page generators and consent tools give them.
 _UNREAD_NAME = re.compile(
     r"(?:^|\s)(?:nav|navbar|navheader|navfooter|navigation|site-nav|main-nav|breadcrumbs?|skip-?link|skip-?nav|headerlink|"
@@ -62,8 +65,10 @@ def parse_html(content: bytes, name: str) -> Draft:
 
 
 def read_html(page: str) -> Draft:
-    """The blocks and metadata of a page. When all of it looks like navigation, navigation is what the page is about and is kept."""
-    # Deep nesting needs huge_tree, or libxml2 stops in silence in the middle of the page; encoded anew, whatever it declares.
+    """The blocks and metadata of a page. When all of it looks like navigation, navigation is what the page is about and
+    is kept."""
+    # Deep nesting needs huge_tree, or libxml2 stops in silence in the middle of the page; encoded anew, whatever it
+    # declares.
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True, no_network=True)
     root = etree.fromstring(_XML_DECLARATION.sub("", page, count=1).encode("utf-8", "replace"), parser)
     if root is None:
@@ -185,7 +190,8 @@ def _is_page_footer(element: etree._Element) -> bool:
 
 
 def _is_data(table: etree._Element) -> bool:
-    """Whether a table holds data, not the page's layout: it has header cells, or some row has two cells with text and none has a page inside."""
+    """Whether a table holds data, not the page's layout: it has header cells, or some row has two cells with text and
+    none has a page inside."""
     if table.get("role") == "presentation":
         return False
     rows = list(_rows(table))
@@ -205,7 +211,7 @@ def _table(table: etree._Element) -> Block:
         cells: list[str] = []
 
         def skip_spanned(cells: list[str] = cells) -> None:
-            while below.get(len(cells), 0) > 0:
+            while below.get(len(cells), 0) > 0 and len(cells) < MAX_COLUMNS:
                 below[len(cells)] -= 1
                 cells.append("")
 
@@ -214,7 +220,7 @@ def _table(table: etree._Element) -> Block:
             skip_spanned()
             rowspan = _span(cell, "rowspan")
             text = " ".join(block.text for block in read_blocks(cell))
-            for column in range(_span(cell, "colspan")):
+            for column in range(min(_span(cell, "colspan"), max(MAX_COLUMNS - len(cells), 1))):
                 if rowspan > 1:
                     below[len(cells)] = rowspan - 1
                 cells.append("" if column else text)

@@ -1,4 +1,5 @@
-"""Formats that become HTML first: Markdown by markdown-it, the others by pandoc, which unstructured itself uses for them."""
+"""Formats that become HTML first: Markdown by markdown-it, the others by pandoc, which unstructured itself uses for
+them."""
 
 import io
 import re
@@ -19,7 +20,8 @@ _RTF_ROW = re.compile(rb"(\\trowd(?:\\[a-z]+-?\d* ?)*)|(\\row(?![a-z]))(?=\s*(?:
 
 
 def parse_markdown(content: bytes, name: str) -> Draft:
-    """CommonMark with tables and strikethrough. Front matter stays, as code; its title, author, date and language are metadata too."""
+    """CommonMark with tables and strikethrough. Front matter stays, as code; its title, author, date and language are
+    metadata too."""
     from markdown_it import MarkdownIt
 
     decoded = decode(content)
@@ -94,7 +96,8 @@ def parse_docx(content: bytes, name: str) -> Draft:
 
 
 def pandoc(content: bytes, source_format: str) -> Draft:
-    """What pandoc makes of a document, in its sandbox: it reads its input and no other file. Raises ParseFailure 'corrupt'."""
+    """What pandoc makes of a document, in its sandbox: it reads its input and no other file. Raises ParseFailure
+    'corrupt'."""
     import pypandoc
 
     command = [
@@ -121,7 +124,8 @@ def pandoc(content: bytes, source_format: str) -> Draft:
 
 
 def _text_boxes_unpacked(document: bytes) -> bytes:
-    """A Word document whose text boxes are paragraphs after the one they hang on: pandoc would put them in its place."""
+    """A Word document whose text boxes are paragraphs after the one they hang on: pandoc would put them in its
+    place."""
     root = read_xml(document)
     for box in reversed(list(root.iter(f"{_WORD}txbxContent"))):
         # The outermost paragraph holds the shape twice, for new programs and, as a fallback, for old ones.

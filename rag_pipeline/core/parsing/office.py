@@ -13,7 +13,8 @@ from .markup import parse_docx
 
 
 def parse_pptx(content: bytes, name: str) -> Draft:
-    """A presentation by unstructured: the slide's number is the page, its title placeholder the heading; notes are paragraphs."""
+    """A presentation by unstructured: the slide's number is the page, its title placeholder the heading; notes are
+    paragraphs."""
     with open_zip(content) as archive:
         metadata = properties(archive, "docProps/core.xml")
     _tune_unstructured()

@@ -1,4 +1,5 @@
-"""PDF: lines with their place and typography out of pdfium, page range by page range; what they mean is decided once all are together."""
+"""PDF: lines with their place and typography out of pdfium, page range by page range; what they mean is decided once
+all are together."""
 
 import ctypes
 import json
@@ -31,7 +32,8 @@ _MONO = re.compile(r"mono|courier|consol|typewriter|cmtt|cmsltt|fixed|menlo|code
 
 @dataclass
 class PdfLine:
-    """A line of a page: text (a last HYPHEN is one that ends the line), box in points from the lower left, size in points.
+    """A line of a page: text (a last HYPHEN is one that ends the line), box in points from the lower left, size in
+    points.
 
     cells: where wide gaps part the line, its pieces as [left, right, text].
     """
@@ -49,7 +51,8 @@ class PdfLine:
 
 @dataclass
 class PdfPart:
-    """Pages first..last (from 1) of a document of `pages` pages. The part with page 1 has the outline, [level, title, page, y], and the metadata."""
+    """Pages first..last (from 1) of a document of `pages` pages. The part with page 1 has the outline, [level, title,
+    page, y], and the metadata."""
 
     first: int
     pages: int
@@ -104,7 +107,8 @@ def parse_pages(source: bytes | Path, first: int, last: int) -> PdfPart:
 
 
 def join_parts(parts: list[PdfPart]) -> ParsedText:
-    """The document that the parts make, in any order, as if parsed whole. Raises ParseFailure 'empty' or 'no text layer'."""
+    """The document that the parts make, in any order, as if parsed whole. Raises ParseFailure 'empty' or 'no text
+    layer'."""
     from .pdf_layout import lay_out
 
     return assemble(lay_out(sorted(parts, key=lambda part: part.first)))
@@ -126,7 +130,8 @@ def _open(source: bytes | Path):
 
 
 def _read_page(document, index: int) -> tuple[list[PdfLine], bool]:
-    """The lines of a page, and whether a page without any shows a picture. A page that pdfium cannot load has no lines."""
+    """The lines of a page, and whether a page without any shows a picture. A page that pdfium cannot load has no
+    lines."""
     import pypdfium2
     import pypdfium2.raw as pdfium
 
@@ -201,7 +206,8 @@ def _line(pdfium, text_page, raw: str, start: int) -> PdfLine:
 
 
 def _cells(pdfium, text_page, raw: str, positions: Sequence[int], line: PdfLine) -> list[list] | None:
-    """The pieces of a line that wide gaps part, None when there is but one. positions: the characters' numbers in the page."""
+    """The pieces of a line that wide gaps part, None when there is but one. positions: the characters' numbers in the
+    page."""
     low, high, bottom, top = (ctypes.c_double() for _ in range(4))
     cells: list[list] = []
     begin, left = 0, line.left
@@ -218,7 +224,8 @@ def _cells(pdfium, text_page, raw: str, positions: Sequence[int], line: PdfLine)
 
 
 def _is_continued(before: PdfLine, line: PdfLine) -> bool:
-    """Whether `line` goes on where `before` stopped, on the same height: pdfium begins a new line at a superscript or a wide gap."""
+    """Whether `line` goes on where `before` stopped, on the same height: pdfium begins a new line at a superscript or a
+    wide gap."""
     overlap = min(before.top, line.top) - max(before.bottom, line.bottom)
     lower = min(before.top - before.bottom, line.top - line.bottom)
     return not before.text.endswith(HYPHEN) and overlap > 0.5 * lower and line.left >= before.right - 0.3 * before.size

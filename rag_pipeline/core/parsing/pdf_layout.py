@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 from .document import Block, Draft, ParseFailure, table_block
 from .pdf import HYPHEN, PdfLine, PdfPart
@@ -26,7 +27,9 @@ def lay_out(parts: list[PdfPart]) -> Draft:
             raise ParseFailure("no text layer", "the pages are pictures: put the file through OCR first")
         raise ParseFailure("empty", "no page holds text")
     headings = outline_headings(parts[0].outline, pages)
-    pages = [in_columns(lines) for lines in without_running_lines(pages, headings)]
+    # A document of nothing but what looks like headers is kept whole.
+    body_only = without_running_lines(pages, headings)
+    pages = [in_columns(lines) for lines in (body_only if any(body_only) else pages)]
     headings = headings or typographic_headings(pages)
     words = Words(pages)
     body = body_size(pages)
@@ -79,7 +82,8 @@ def page_blocks(lines: list[PdfLine], page: int, headings: Headings, words: Word
 
 
 def _table(lines: list[PdfLine], start: int, headings: Headings) -> list[list[str]] | None:
-    """The rows of the table that begins at a line: lines in pieces that stand under one another, two or more. None when there is none."""
+    """The rows of the table that begins at a line: lines in pieces that stand under one another, two or more. None when
+    there is none."""
     end = start
     while (
         end < len(lines)
@@ -97,7 +101,7 @@ def _table(lines: list[PdfLine], start: int, headings: Headings) -> list[list[st
     width = Counter(map(len, rows)).most_common(1)[0][0]
     full = [row for row in rows if len(row) == width]
     columns = [(min(row[i][0] for row in full), max(row[i][1] for row in full)) for i in range(width)]
-    if len(full) < 2 or any(right > left for (_, right), (left, _) in zip(columns, columns[1:], strict=False)):
+    if len(full) < 2 or any(right > left for (_, right), (left, _) in pairwise(columns)):
         return None
     table = []
     for row in rows:

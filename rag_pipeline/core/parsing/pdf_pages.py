@@ -18,22 +18,17 @@ NOTE = re.compile(r"(?:\d{1,3}|[*†‡§¶∗])\s*(?=[^\W\d_]|[“\"‘'(/<])")
 
 
 def without_running_lines(pages: list[list[PdfLine]], headings: Headings) -> list[list[PdfLine]]:
-    """The pages without headers and footers: the outermost line is one when a page or two further the line at its height says the same
-    or has counted on by as many pages, and three pages or more have such lines. A heading is none."""
-    for outermost in (
-        lambda lines: max(lines, key=lambda line: line.bottom),
-        lambda lines: min(lines, key=lambda line: line.bottom),
-    ):
+    """The pages without headers and footers: the outermost line is one when a page or two further the line at its
+    height says the same or has counted on by as many pages, and three pages or more have such lines. A heading is none.
+    """
+    for outermost in (max, min):
         for _ in range(RUNNING_LINES):
-            edges = [outermost(lines) if lines else None for lines in pages]
+            edges = [outermost(lines, key=lambda line: line.bottom, default=None) for lines in pages]
             edges = [None if id(line) in headings else line for line in edges]
-            running = {number for number in range(len(pages)) if _is_running(edges, number)}
+            running = {id(line) for number, line in enumerate(edges) if _is_running(edges, number)}
             if len(running) < 3:
                 break
-            pages = [
-                [line for line in lines if line is not edges[number]] if number in running else lines
-                for number, lines in enumerate(pages)
-            ]
+            pages = [[line for line in lines if id(line) not in running] for lines in pages]
     return pages
 
 
@@ -65,7 +60,8 @@ def _page_counts(text: str, number: int) -> set[int]:
 
 
 def in_columns(lines: list[PdfLine]) -> list[PdfLine]:
-    """A page's lines in reading order where its content goes across two columns: what is left of the gutter first, then what is right."""
+    """A page's lines in reading order where its content goes across two columns: what is left of the gutter first, then
+    what is right."""
     gutters = Counter(round((line.cells[0][1] + line.cells[1][0]) / 10) for line in lines if _is_two_columns(line))
     if not gutters:
         return lines

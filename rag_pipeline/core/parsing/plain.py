@@ -14,8 +14,8 @@ _NOTE = re.compile(r"\[\^?\w{1,10}\]:? +\S")
 
 
 def parse_plain(content: bytes, name: str) -> Draft:
-    """Text as people type it. A line underlined by punctuation is a title; each new underline is one level deeper, as in
-    reStructuredText. Lines stay lines: nobody can tell a poem from a wrapped paragraph."""
+    """Text as people type it. A line underlined by punctuation is a title; each new underline is one level deeper, as
+    in reStructuredText. Lines stay lines: nobody can tell a poem from a wrapped paragraph."""
     decoded = decode(content)
     draft = Draft(metadata=decoded.metadata())
     underlines: list[str] = []
@@ -44,7 +44,8 @@ def parse_plain(content: bytes, name: str) -> Draft:
 
 
 def _heading_level(lines: list[str], underlines: list[str]) -> int | None:
-    """The level of the title that two lines make, a text and an underline about as long; notes marks seen for the first time."""
+    """The level of the title that two lines make, a text and an underline about as long; notes marks seen for the first
+    time."""
     if len(lines) < 2 or not lines[0].strip() or lines[0].startswith((" ", "\t")) or _UNDERLINE.match(lines[0]):
         return None
     mark = _UNDERLINE.match(lines[1])
@@ -57,7 +58,8 @@ def _heading_level(lines: list[str], underlines: list[str]) -> int | None:
 
 
 def parse_source(content: bytes, name: str) -> Draft:
-    """Source code: its lines as they are, cut into one element for each top-level piece (code that starts a line after a blank one)."""
+    """Source code: its lines as they are, cut into one element for each top-level piece (code that starts a line after
+    a blank one)."""
     decoded = decode(content)
     pieces = re.split(r"\n[ \t]*\n(?=[^\s)}\]])", normalise(decoded.text))
     metadata = {**decoded.metadata(), "source": PurePath(name).suffix.lstrip(".").lower()}

@@ -70,7 +70,8 @@ def _add_sheet(draft: Draft, title: str, number: int, rows: Iterable[list[str]])
 
 
 def _tables(rows: Iterable[list[str]], page: int | None = None) -> Iterator[Block]:
-    """The tables that empty rows part. Rows that go on with the columns of the table before, after a gap, belong to it."""
+    """The tables that empty rows part. Rows that go on with the columns of the table before, after a gap, belong to
+    it."""
     region: list[list[str]] = []
     gap = False
     for row in rows:
@@ -111,7 +112,8 @@ def _region(rows: list[list[str]], page: int | None) -> Iterator[Block]:
 
 
 def _delimiter(text: str, named: str) -> str:
-    """The separator that gives most rows the same number of cells, more than one; one that does not occur when none does."""
+    """The separator that gives most rows the same number of cells, more than one; one that does not occur when none
+    does."""
     sample = text[:100_000].splitlines()[:100]
     best, best_score = "\x1f", 0.6
     for candidate in dict.fromkeys([named, ",", ";", "\t", "|"]):

@@ -9,6 +9,7 @@ from rag_pipeline.core.indexing import (
     VectorIndex,
     active_index,
     build_graph,
+    delete_chunks,
     drop_retired,
     missing_chunks,
     target_index,
@@ -185,24 +186,10 @@ def _forget_garbage(connection: Connection, name: str, kind: str, keys: list[byt
 
 def _delete_rows(connection: Connection, name: str, content_hashes: list[bytes]) -> int:
     """Delete index rows whose text no chunk of the collection has any more."""
-    deleted = 0
     indexes = connection.execute(
         "SELECT id FROM rag.vector_index WHERE collection = %s AND retired_at IS NULL", [name]
     ).fetchall()
-    for (index_id,) in indexes:
-        rows = connection.execute(
-            """DELETE FROM rag.indexed_chunk i
-               WHERE index_id = %(index)s AND content_hash = ANY (%(hashes)s)
-                     AND NOT EXISTS (SELECT FROM rag.token_chunk c
-                                     WHERE c.collection = %(collection)s AND c.content_hash = i.content_hash)""",
-            {"index": index_id, "hashes": content_hashes, "collection": name},
-        ).rowcount
-        connection.execute(
-            "UPDATE rag.vector_index SET rows = rows - %(rows)s, dead_rows = dead_rows + %(rows)s WHERE id = %(index)s",
-            {"rows": rows, "index": index_id},
-        )
-        deleted += rows
-    return deleted
+    return sum(delete_chunks(connection, index_id, content_hashes) for (index_id,) in indexes)
 
 
 def _failures(connection: Connection, name: str) -> list[tuple[str, str]]:

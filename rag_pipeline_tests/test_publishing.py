@@ -1,0 +1,566 @@
+"""Whole runs: what readers see afterwards, what it cost, and that nothing is left over."""
+
+import threading
+
+import pytest
+
+from rag_pipeline.core import database
+from rag_pipeline.core.indexing import active_index
+from rag_pipeline.core.locking import writer
+from rag_pipeline.core.stages import parsed_text
+from rag_pipeline.core.stages.pgvector_index import publish_documents
+from rag_pipeline.core.status import collection_status, published_chunks, show_document
+from rag_pipeline_tests.openai_server import error, text_vector
+from rag_pipeline_tests.pipelines import DIMENSIONS, UNPARSABLE, Pipeline
+from rag_pipeline_tests.waiting import eventually
+
+
+@pytest.fixture
+def fruit(pipeline):
+    """Three documents, published."""
+    pipeline.write("apples.txt", "Apples are red and grow on trees.")
+    pipeline.write("pears.md", "# Pears\n\nPears are green.\n\n## Storing\n\nKeep them in the cellar.")
+    pipeline.write("sub/plums.html", "<h1>Plums</h1><p>Plums are blue.</p>")
+    pipeline.run()
+    return pipeline
+
+
+def age_retired(pipeline: Pipeline) -> None:
+    """Make every retired index old enough to be dropped."""
+    pipeline.connection.execute("UPDATE rag.vector_index SET retired_at = retired_at - interval '1 hour'")
+
+
+def indexes(pipeline: Pipeline) -> list[tuple]:
+    return pipeline.rows("SELECT id, retired_at IS NOT NULL FROM rag.vector_index ORDER BY id")
+
+
+def test_everything_there_is_becomes_searchable(fruit):
+    assert {word: fruit.found(word) for word in ("apples", "cellar", "blue")} == {
+        "apples": {"apples.txt"},
+        "cellar": {"pears.md"},
+        "blue": {"sub/plums.html"},
+    }
+    for path, chunks in fruit.served().items():
+        for start, end, _, headings, text, vector, _ in chunks:
+            assert text.endswith(fruit.text(path)[start:end])
+            assert set(headings) <= {"Pears", "Storing", "Plums"}
+            expected = text_vector(text, DIMENSIONS)
+            assert list(map(float, vector.strip("[]").split(","))) == pytest.approx(
+                list(map(float, expected)), abs=1e-6
+            )
+    fruit.assert_clean()
+
+
+def test_a_second_run_asks_nobody_writes_no_row_and_parses_nothing(fruit, server):
+    rows, asked = fruit.index_rows(), len(server.requests)
+    every = """SELECT 'document', ctid::text, xmin::text FROM rag.document UNION ALL
+               SELECT 'parsed_text', ctid::text, xmin::text FROM rag.parsed_text UNION ALL
+               SELECT 'token_chunk', ctid::text, xmin::text FROM rag.token_chunk UNION ALL
+               SELECT 'vector_index', ctid::text, xmin::text FROM rag.vector_index"""
+    before = fruit.rows(every)
+    run = fruit.run()
+    assert (run.parsed.documents, run.chunks.documents, run.embedded.inserted) == (0, 0, 0)
+    assert (run.published.published, run.published.removed, run.published.deleted) == (0, 0, 0)
+    assert len(server.requests) == asked
+    assert fruit.index_rows() == rows
+    assert set(fruit.rows(every)) == set(before)
+
+
+def test_an_edit_costs_that_document_alone(fruit, server):
+    rows, asked = fruit.index_rows(), len(server.requests)
+    fruit.write("apples.txt", "Apples are yellow.")
+    run = fruit.run()
+    assert (run.files.changed, run.parsed.documents, run.chunks.documents, run.published.published) == (1, 1, 1, 1)
+    assert [text for request in server.requests[asked:] for text in request.inputs] == ["Apples are yellow."]
+    assert len(fruit.index_rows() - rows) == 1
+    assert (fruit.found("yellow"), fruit.found("red")) == ({"apples.txt"}, set())
+    fruit.assert_clean()
+
+
+def test_an_edit_embeds_only_the_chunks_that_are_new(pipeline, server):
+    first, second = "Apples are red. " * 12, "Pears are green. " * 12
+    pipeline.change(chunk_overlap=0)
+    pipeline.write("a.md", f"# Fruit\n\n## Apples\n\n{first}\n\n## Pears\n\n{second}")
+    chunks = pipeline.run().chunks.new
+    asked = len(server.embedded_texts())
+    pipeline.write(
+        "a.md", f"# Fruit\n\n## Apples\n\n{first}\n\n## Pears\n\n{second}\n\n## Plums\n\n{'Plums are blue. ' * 12}"
+    )
+    run = pipeline.run()
+    assert run.chunks.new > chunks
+    assert all("Plums" in text for text in server.embedded_texts()[asked:])
+    pipeline.assert_clean()
+
+
+def test_a_touched_file_costs_nothing_more(fruit, server):
+    rows, asked = fruit.index_rows(), len(server.requests)
+    fruit.write("apples.txt", (fruit.folder / "apples.txt").read_text())
+    assert fruit.run().parsed.documents == 0
+    assert (len(server.requests), fruit.index_rows()) == (asked, rows)
+
+
+def test_a_deleted_file_is_found_no_more_in_any_mode(fruit):
+    fruit.delete("apples.txt")
+    run = fruit.run()
+    assert (run.files.removed, run.published.removed, run.published.deleted) == (1, 1, 1)
+    for mode in ("text", "vector", "hybrid"):
+        assert "apples.txt" not in fruit.found("apples are red", mode)
+    assert published_chunks(fruit.connection, "docs") == len(fruit.index_rows())
+    fruit.assert_clean()
+
+
+def test_a_renamed_file_is_found_under_its_new_path_and_embedded_by_nobody(fruit, server):
+    rows, asked = fruit.index_rows(), len(server.requests)
+    fruit.rename("apples.txt", "sub/red apples.txt")
+    run = fruit.run()
+    assert (run.parsed.documents, run.chunks.documents, run.embedded.inserted, run.published.deleted) == (0, 0, 0, 0)
+    assert (len(server.requests), fruit.index_rows()) == (asked, rows)
+    assert fruit.found("apples") == {"sub/red apples.txt"}
+    assert set(fruit.served()) == {"sub/red apples.txt", "pears.md", "sub/plums.html"}
+    fruit.assert_clean()
+
+
+def test_files_that_swap_their_names_swap_their_contents(fruit, server):
+    fruit.write("b.txt", "Quinces are hard.")
+    fruit.run()
+    asked = len(server.requests)
+    fruit.rename("apples.txt", "c.txt")
+    fruit.rename("b.txt", "apples.txt")
+    fruit.rename("c.txt", "b.txt")
+    fruit.run()
+    assert (fruit.found("apples"), fruit.found("quinces")) == ({"b.txt"}, {"apples.txt"})
+    assert len(server.requests) == asked
+    fruit.assert_clean()
+
+
+def test_a_copy_is_one_hit_that_is_in_both_places(fruit, server):
+    rows, asked = fruit.index_rows(), len(server.requests)
+    fruit.copy("apples.txt", "copy.txt")
+    assert fruit.run().published.published == 1
+    assert (len(server.requests), fruit.index_rows()) == (asked, rows)
+    (hit,) = fruit.search("apples", mode="text")
+    assert (hit.path, hit.also_in.count, hit.also_in.paths) == ("apples.txt", 1, ("copy.txt",))
+    assert published_chunks(fruit.connection, "docs") == len(rows) + 1
+    fruit.delete("apples.txt")
+    fruit.run()
+    (hit,) = fruit.search("apples", mode="text")
+    assert (hit.path, hit.also_in.count, hit.also_in.paths) == ("copy.txt", 0, ())
+    assert fruit.index_rows() == rows
+    fruit.assert_clean()
+
+
+def test_identical_texts_are_stored_and_asked_once(pipeline, server):
+    for number in range(5):
+        pipeline.write(f"{number}.txt", "The same everywhere.")
+    run = pipeline.run()
+    assert (run.files.added, run.parsed.documents, run.chunks.new, run.embedded.inserted) == (5, 1, 1, 1)
+    assert server.embedded_texts() == ["The same everywhere."]
+    (hit,) = pipeline.search("everywhere", mode="text")
+    assert (hit.also_in.count, hit.also_in.paths) == (4, ("1.txt", "2.txt", "3.txt", "4.txt"))
+    pipeline.assert_clean()
+
+
+def test_a_text_that_a_document_repeats_is_one_row(pipeline):
+    pipeline.change(embed_headings=False, chunk_overlap=0)
+    same = "Exactly the same paragraph of text, long enough to be a chunk of its own. " * 3
+    pipeline.write("a.md", f"# One\n\n{same}\n\n# Two\n\n{same}")
+    pipeline.run()
+    assert pipeline.served()["a.md"]
+    pipeline.assert_clean()
+
+
+def test_a_version_that_does_not_parse_leaves_the_old_one_served_and_says_stale(fruit):
+    served = fruit.served()
+    fruit.write("apples.txt", UNPARSABLE)
+    run = fruit.run()
+    assert (run.parsed.failed, run.published.failures) == (1, [])
+    assert fruit.failures() == {"apples.txt": "unsupported type"}
+    assert fruit.served() == served
+    status = collection_status(fruit.connection, "docs")
+    assert status.documents == {"total": 3, "indexed": 3, "pending": 0, "failed": 1, "stale": 1}
+    assert [(each["path"], each["stage"]) for each in status.failures] == [("apples.txt", "parsed_text")]
+    fruit.assert_clean()
+    assert fruit.run().parsed.failed == 0  # and is not tried again
+    fruit.write("apples.txt", "Apples are yellow.")
+    fruit.run()
+    assert (fruit.found("yellow"), fruit.found("red"), fruit.failures()) == ({"apples.txt"}, set(), {})
+    fruit.assert_clean()
+
+
+def test_a_document_that_never_parsed_is_failed_and_not_stale(fruit):
+    fruit.write("bad.txt", UNPARSABLE)
+    fruit.run()
+    documents = collection_status(fruit.connection, "docs").documents
+    assert documents == {"total": 4, "indexed": 3, "pending": 0, "failed": 1, "stale": 0}
+    fruit.delete("bad.txt")
+    fruit.run()
+    assert (fruit.failures(), collection_status(fruit.connection, "docs").documents["total"]) == ({}, 3)
+    fruit.assert_clean()
+
+
+def test_going_back_to_the_old_content_costs_nothing(fruit, server):
+    rows, asked = fruit.index_rows(), len(server.requests)
+    original = (fruit.folder / "apples.txt").read_text()
+    fruit.write("apples.txt", UNPARSABLE)
+    fruit.run()
+    fruit.write("apples.txt", original)
+    run = fruit.run()
+    assert (run.parsed.documents, len(server.requests), fruit.index_rows(), fruit.failures()) == (0, asked, rows, {})
+    fruit.assert_clean()
+
+
+def test_going_back_to_the_old_content_after_another_was_published(fruit, server):
+    original = (fruit.folder / "apples.txt").read_text()
+    served = fruit.served()
+    fruit.write("apples.txt", "Something else for a while.")
+    fruit.run()
+    fruit.write("apples.txt", original)
+    asked = len(server.requests)
+    run = fruit.run()
+    assert (run.embedded.embedding.cached, len(server.requests)) == (1, asked)
+    assert fruit.served() == served
+    fruit.assert_clean()
+
+
+def test_a_refused_text_holds_up_its_document_alone(fruit, server):
+    server.refuses = lambda text: "poison" in text
+    fruit.write("apples.txt", "Apples are poison.")
+    fruit.write("new.txt", "Quinces are hard.")
+    fruit.delete("sub/plums.html")
+    run = fruit.run()
+    assert [path for path, _ in run.published.failures] == ["apples.txt"]
+    assert "400" in run.published.failures[0][1]
+    assert (run.published.published, run.published.removed) == (1, 1)
+    assert (fruit.found("red"), fruit.found("poison")) == ({"apples.txt"}, set())
+    assert (fruit.found("quinces"), fruit.found("plums")) == ({"new.txt"}, set())
+    assert fruit.failures() == {"apples.txt": "refused"}
+    documents = collection_status(fruit.connection, "docs").documents
+    assert (documents["indexed"], documents["failed"], documents["stale"]) == (3, 1, 1)
+    fruit.assert_no_orphans()
+    server.refuses = lambda text: False
+    run = fruit.run()  # nothing else had to happen
+    assert (run.published.published, run.published.failures, fruit.failures()) == (1, [], {})
+    assert (fruit.found("red"), fruit.found("poison")) == (set(), {"apples.txt"})
+    fruit.assert_clean()
+
+
+@pytest.mark.parametrize("failure", [error(401, "no", "invalid_api_key"), error(404, "no", "model_not_found")])
+def test_while_the_provider_is_gone_removals_and_renames_take_effect_and_the_rest_waits(fruit, server, failure):
+    fruit.write("apples.txt", "Apples are yellow.")
+    fruit.rename("pears.md", "pears and more.md")
+    fruit.delete("sub/plums.html")
+    server.intercept = lambda request: failure
+    run = fruit.run()
+    assert [path for path, _ in run.published.failures] == ["apples.txt"]
+    assert fruit.failures() == {"apples.txt": "stopped"}
+    assert (run.published.published, run.published.removed) == (1, 2)
+    hits = fruit.search("red apples")
+    assert hits.degraded
+    assert [hit.path for hit in hits] == ["apples.txt"]
+    assert "red" in hits[0].content
+    assert (fruit.found("pears"), fruit.found("plums")) == ({"pears and more.md"}, set())
+    server.intercept = lambda request: None
+    run = fruit.run()
+    assert (run.published.failures, fruit.failures(), fruit.found("yellow")) == ([], {}, {"apples.txt"})
+    fruit.assert_clean()
+
+
+def test_a_first_run_without_a_provider_is_made_good_by_the_next(pipeline, server):
+    pipeline.write("a.txt", "Apples are red.")
+    server.intercept = lambda request: error(401, "no", "invalid_api_key")
+    assert len(pipeline.run().published.failures) == 1
+    assert pipeline.served() == {}
+    server.intercept = lambda request: None
+    pipeline.run()
+    assert pipeline.found("apples", "vector") == {"a.txt"}
+    pipeline.assert_clean()
+
+
+def test_without_redis_it_is_slower_and_never_wrong(pipeline, server, tmp_path):
+    from dataclasses import replace
+
+    from rag_pipeline.runtime import Runtime
+
+    settings = replace(pipeline.runtime.settings, redis_url=f"unix://{tmp_path}/nothing.sock")
+    pipeline.runtime = Runtime(settings)
+    pipeline.write("a.txt", "Apples are red.")
+    pipeline.run()
+    assert pipeline.found("apples") == {"a.txt"}
+    pipeline.write("a.txt", "Pears are green.")
+    pipeline.run()
+    assert (pipeline.found("apples"), pipeline.found("pears", "hybrid")) == (set(), {"a.txt"})
+    pipeline.assert_clean()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"chunk_tokens": 16}, {"embed_headings": False}, {"chunk_tokens": 40, "chunk_overlap": 20}]
+)
+def test_changed_chunk_settings_chunk_everything_anew_and_parse_nothing(pipeline, changed):
+    pipeline.write("a.md", "# Fruit\n\n" + "Apples are red. Pears are green. " * 10)
+    pipeline.write("bad.txt", UNPARSABLE)
+    pipeline.run()
+    before = pipeline.served()
+    pipeline.change(**changed)
+    run = pipeline.run()
+    assert (run.parsed.documents, run.parsed.failed, run.chunks.documents) == (0, 0, 1)
+    assert pipeline.served() != before
+    assert all(headings == ("Fruit",) for _, _, _, headings, *_ in pipeline.served()["a.md"])
+    if changed == {"embed_headings": False}:
+        assert all(text == pipeline.text("a.md")[start:end] for start, end, _, _, text, *_ in pipeline.served()["a.md"])
+    pipeline.assert_clean()
+    assert pipeline.run().chunks.documents == 0
+
+
+@pytest.mark.parametrize(
+    "changed", [{"embedding_model": "openai/another"}, {"embedding_model": "openai/text-embedding-3-small"}]
+)
+def test_a_changed_model_builds_another_index_beside_and_switches(fruit, server, changed):
+    old = active_index(fruit.connection, "docs")
+    asked = len(server.requests)
+    fruit.change(**changed)
+    assert fruit.found("apples", "hybrid")  # the old one serves
+    run = fruit.run()
+    new = active_index(fruit.connection, "docs")
+    assert run.published.switched
+    assert (new.id > old.id, new.model, run.embedded.copied) == (True, changed["embedding_model"], 0)
+    assert len(server.requests) > asked
+    assert indexes(fruit) == [(old.id, True), (new.id, False)]
+    assert fruit.search("apples are red")[0].path == "apples.txt"
+    fruit.assert_clean()
+    assert not fruit.run().published.switched  # the retired one may still have readers
+    assert len(indexes(fruit)) == 2
+    age_retired(fruit)
+    fruit.run()
+    assert indexes(fruit) == [(new.id, False)]
+    fruit.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape"),
+    [
+        ({"text_search": "german"}, {"text_search": "german"}),
+        ({"hnsw_m": 8}, {"m": 8}),
+        ({"hnsw_ef_construction": 100}, {"ef_construction": 100}),
+        ({"precision": "half"}, {"precision": "half"}),
+    ],
+)
+def test_a_changed_shape_of_the_index_takes_the_vectors_over(fruit, server, changed, shape):
+    server.requests.clear()
+    fruit.change(**changed)
+    run = fruit.run()
+    index = active_index(fruit.connection, "docs")
+    assert run.published.switched
+    assert {key: getattr(index, key) for key in shape} == shape
+    assert (run.embedded.copied, run.embedded.inserted, server.requests) == (index.rows, index.rows, [])
+    assert fruit.found("apples", "vector") >= {"apples.txt"}
+    fruit.assert_clean()
+    assert not fruit.run().published.switched
+
+
+def test_another_language_is_searched_by_its_own_words(pipeline):
+    pipeline.write("a.txt", "Die Häuser der Stadt.")
+    pipeline.run()
+    assert pipeline.found("Haus") == set()
+    pipeline.change(text_search="german")
+    pipeline.run()
+    assert pipeline.found("Haus") == {"a.txt"}
+
+
+def test_the_old_index_serves_until_the_new_one_is_whole_and_shows_what_it_can(fruit, server):
+    """A new model that refuses a text: the switch waits, and nothing else does."""
+    old = active_index(fruit.connection, "docs")
+    server.refuses = lambda text: "red" in text
+    fruit.change(embedding_model="openai/another")
+    fruit.rename("pears.md", "renamed.md")
+    fruit.delete("sub/plums.html")
+    run = fruit.run()
+    assert not run.published.switched
+    assert [path for path, _ in run.published.failures] == ["apples.txt"]
+    assert active_index(fruit.connection, "docs").id == old.id
+    assert (fruit.found("apples", "hybrid") >= {"apples.txt"}, fruit.found("plums")) == (True, set())
+    assert fruit.found("pears") == {"renamed.md"}
+    assert set(fruit.served()) == {"apples.txt", "renamed.md"}
+    server.refuses = lambda text: False
+    asked = len(server.requests)
+    assert fruit.run().published.switched
+    assert [text for request in server.requests[asked:] for text in request.inputs] == [
+        "Apples are red and grow on trees."
+    ]
+    fruit.assert_clean()
+
+
+def test_a_model_changed_back_before_the_switch_leaves_nothing_of_the_other(fruit, server):
+    old = active_index(fruit.connection, "docs")
+    server.refuses = lambda text: "red" in text
+    fruit.change(embedding_model="openai/another")
+    fruit.run()
+    fruit.change(embedding_model="openai/stand-in")
+    run = fruit.run()
+    assert (run.published.failures, fruit.failures()) == ([], {})
+    assert active_index(fruit.connection, "docs").id == old.id
+    age_retired(fruit)
+    fruit.run()
+    assert indexes(fruit) == [(old.id, False)]
+    fruit.assert_clean()
+
+
+def test_a_moved_file_stays_under_its_old_path_until_the_new_one_is_published(fruit, server):
+    """Its chunks differ, for it is parsed as another type now, and nobody embeds them."""
+    fruit.write("quinces.txt", "# Quinces\n\nQuinces are hard.")
+    fruit.run()
+    fruit.rename("quinces.txt", "quinces.md")
+    server.intercept = lambda request: error(401, "no", "invalid_api_key")
+    fruit.run()
+    assert fruit.found("quinces") == {"quinces.txt"}
+    server.intercept = lambda request: None
+    fruit.run()
+    assert fruit.found("quinces") == {"quinces.md"}
+    fruit.assert_clean()
+
+
+def test_a_file_moved_over_another_stays_until_it_is_published_there(fruit, server):
+    fruit.write("a.txt", "# Quinces\n\nQuinces are hard.")
+    fruit.write("b.md", "Old content of b.")
+    fruit.run()
+    fruit.rename("a.txt", "b.md")
+    server.intercept = lambda request: error(401, "no", "invalid_api_key")
+    fruit.run()
+    assert (fruit.found("quinces"), fruit.found("content")) == ({"a.txt"}, {"b.md"})
+    server.intercept = lambda request: None
+    fruit.run()
+    assert (fruit.found("quinces"), fruit.found("content")) == ({"b.md"}, set())
+    fruit.assert_clean()
+
+
+def test_a_file_moved_to_where_it_does_not_parse_is_gone(fruit):
+    fruit.rename("apples.txt", "apples.json")
+    fruit.run()
+    assert fruit.failures() == {"apples.json": "corrupt"}
+    assert fruit.found("apples") == set()
+    fruit.assert_clean()
+
+
+def test_a_new_parser_parses_everything_anew(fruit, monkeypatch):
+    served = fruit.served()
+    monkeypatch.setattr(parsed_text, "PARSER_VERSION", parsed_text.PARSER_VERSION + 1)
+    run = fruit.run()
+    assert (run.parsed.documents, run.embedded.inserted, run.published.published) == (3, 0, 3)
+    assert fruit.served() == served
+    fruit.assert_clean()
+    assert fruit.run().parsed.documents == 0
+
+
+def test_an_addition_that_outgrows_the_index_builds_another(fruit, monkeypatch):
+    monkeypatch.setattr("rag_pipeline.core.indexing.SMALL_INDEX", 5)
+    old = active_index(fruit.connection, "docs")
+    for number in range(8):
+        fruit.write(f"{number}.txt", f"Fruit number {number} is edible.")
+    run = fruit.run()
+    assert (run.published.switched, run.embedded.copied) == (True, old.rows)
+    fruit.assert_clean()
+    fruit.write("9.txt", "Fruit number 9 is edible.")
+    assert not fruit.run().published.switched
+    fruit.delete(*(f"{number}.txt" for number in range(8)))
+    fruit.run()
+    fruit.write("10.txt", "Fruit number 10 is edible.")
+    assert fruit.run().published.switched  # more dead rows than living
+    fruit.assert_clean()
+
+
+def test_a_file_without_any_text_is_named(pipeline):
+    pipeline.write("a.txt", " \n\n\t ")
+    pipeline.write("b.txt", b"")
+    pipeline.run()
+    assert pipeline.failures() == {"a.txt": "empty", "b.txt": "empty"}
+    pipeline.assert_clean()
+
+
+def test_an_empty_folder_is_a_run_that_does_nothing(pipeline, server):
+    run = pipeline.run()
+    assert (run.files.seen, run.published.published, run.published.rows, server.requests) == (0, 0, 0, [])
+    pipeline.write("a.txt", "Apples are red.")
+    pipeline.run()
+    assert pipeline.found("apples") == {"a.txt"}
+    pipeline.delete("a.txt")
+    assert pipeline.run().published.rows == 0
+    pipeline.assert_clean()
+
+
+def test_a_document_is_shown_as_the_pipeline_sees_it(fruit):
+    shown = show_document(fruit.connection, "docs", "pears.md")
+    assert (shown["indexed"], shown["media_type"], shown["failure_reason"]) == (True, "text/markdown", None)
+    assert [element["kind"] for element in shown["elements"]] == ["title", "paragraph", "title", "paragraph"]
+    assert all(chunk["content"] == shown["text"][chunk["start"] : chunk["end"]] for chunk in shown["chunks"])
+    assert "cellar" in shown["chunks"][-1]["content"]
+
+
+def test_the_files_are_parsed_by_worker_processes(pipeline, monkeypatch):
+    monkeypatch.undo()  # as it is outside of these tests
+    pipeline.write("a.txt", "Apples are red.")
+    pipeline.write("b.md", "# Pears\n\nPears are green.")
+    pipeline.write("bad.txt", UNPARSABLE)
+    run = pipeline.run()
+    assert (run.parsed.documents, run.parsed.failed) == (2, 1)
+    assert pipeline.failures() == {"bad.txt": "unsupported type"}
+    assert (pipeline.found("apples"), pipeline.found("pears")) == ({"a.txt"}, {"b.md"})
+
+
+def test_leftovers_are_collected_in_batches(pipeline, monkeypatch):
+    monkeypatch.setattr("rag_pipeline.core.stages.pgvector_index.GARBAGE_BATCH", 2)
+    for number in range(7):
+        pipeline.write(f"{number}.txt", f"Fruit number {number}")
+    pipeline.run()
+    pipeline.delete(*(f"{number}.txt" for number in range(7)))
+    assert pipeline.run().published.deleted == 7
+    pipeline.assert_clean()
+
+
+def test_a_run_waits_for_another_and_says_so(pipeline):
+    with (
+        database.connect(pipeline.runtime.database_url) as mine,
+        database.connect(pipeline.runtime.database_url) as theirs,
+    ):
+        events: list[str] = []
+        holding, waiting = threading.Event(), threading.Event()
+
+        def second() -> None:
+            holding.wait(30)
+            with writer(theirs, "docs", lambda: (events.append("waits"), waiting.set())):
+                events.append("second")
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        with writer(mine, "docs", lambda: events.append("first waits")):
+            holding.set()
+            assert waiting.wait(30)
+            asked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            eventually(lambda: pipeline.rows(asked)[0][0])
+            events.append("first")
+        thread.join(30)
+        assert events == ["waits", "first", "second"]
+        with (
+            writer(mine, "docs", lambda: events.append("waits")),
+            writer(theirs, "other", lambda: events.append("waits")),
+        ):
+            assert events == ["waits", "first", "second"]  # another collection waits for nobody
+
+
+def test_a_writer_that_died_holds_nothing(pipeline):
+    mine = database.connect(pipeline.runtime.database_url)
+    with writer(mine, "docs", lambda: None):
+        mine.close()
+        eventually(lambda: not pipeline.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"))
+        waited: list[int] = []
+        with writer(pipeline.connection, "docs", lambda: waited.append(1)):
+            assert not waited
+
+
+def test_publishing_without_an_index_carries_removals_out(pipeline):
+    pipeline.write("a.txt", "one")
+    from rag_pipeline.core.stages.raw_files import update_manifest
+
+    update_manifest(pipeline.connection, pipeline.collection)
+    pipeline.delete("a.txt")
+    update_manifest(pipeline.connection, pipeline.collection)
+    assert publish_documents(pipeline.connection, pipeline.collection).removed == 1
+    assert pipeline.rows("SELECT * FROM rag.document") == []
