@@ -33,6 +33,7 @@ def dagster_environment(runtime: Runtime) -> dict[str, str]:
     return {
         "DAGSTER_HOME": str(PROJECT),
         "RAG_HOME": str(runtime.settings.home),
+        "RAG_DAGSTER_FILES": str(runtime.settings.home / "dagster"),
         "RAG_DAGSTER_DATABASE_URL": dagster_database_url(runtime.database_url),
     }
 

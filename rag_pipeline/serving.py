@@ -1,16 +1,20 @@
 """`rag up`: Dagster's UI and daemon over the services, in the foreground."""
 
 import fcntl
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import click
+import psutil
 
 from rag_pipeline.core.errors import ServiceError, UsageError
 from rag_pipeline.instance import dagster_environment, dagster_instance
@@ -19,58 +23,149 @@ from rag_pipeline.settings import PROJECT
 
 HOST = "127.0.0.1"  # Dagster's UI has no login.
 
+# Seconds that the UI, the daemon and the runs they started have to end by themselves.
+PATIENCE = 10
+
 
 def serve(runtime: Runtime, port: int) -> None:
     """Run the UI and the daemon until Ctrl-C or `rag down`; the services stay for other commands.
 
-    Raises UsageError when the port is taken or another `rag up` serves this RAG_HOME.
+    Raises UsageError when the port is taken or another `rag up` serves this RAG_HOME, ServiceError when either ends.
     """
-    with _only_one(runtime.settings.home):
+    home = runtime.settings.home
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with _only_one(home) as lock:
         _require_free(port)
+        click.echo("starting Dagster's UI and daemon ...", err=True)
         with dagster_instance(runtime):
             environment = {**os.environ, **dagster_environment(runtime)}
-        click.echo(
-            f"Dagster UI   http://{HOST}:{port}\nPostgreSQL and Redis are running; Ctrl-C stops the UI and daemon"
-        )
-        workspace = str(PROJECT / "workspace.yaml")
-        command = ["dagster", "dev", "-w", workspace, "-h", HOST, "-p", str(port), "--log-level", "warning"]
-        process = subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=PROJECT)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
-        status = process.wait()
-        if status not in (0, 1, -signal.SIGINT):
-            raise ServiceError(f"dagster dev ended with status {status}: its last lines above say why")
+        with _launched(port, environment, home / "up.log", lock) as processes:
+            _wait_until(lambda: _answers(port), processes)
+            click.echo(
+                f"Dagster UI   http://{HOST}:{port}\n"
+                f"its log      {home / 'up.log'}\n"
+                "PostgreSQL and Redis are running too. Ctrl-C stops the UI and the daemon, rag down everything."
+            )
+            with suppress(KeyboardInterrupt):
+                _wait_until(lambda: False, processes)
+    click.echo("stopped the UI and the daemon", err=True)
 
 
 def stop_serving(runtime: Runtime) -> list[str]:
-    """End the `rag up` that serves this RAG_HOME and wait until it has; what was ended."""
+    """End the `rag up` that serves this RAG_HOME, or what a killed one left behind; what was ended."""
     path = _lock_path(runtime.settings.home)
     if not path.exists():
         return []
     with path.open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # Whoever holds the lock is alive and wrote its id: it is not another program's.
-            os.kill(int(file.read()), signal.SIGTERM)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            return ["rag up"]
-    return []
+        if _taken(file):
+            return []
+        command, *launched = _recorded(file)
+        if command:
+            command.terminate()
+            command.wait()
+        else:
+            _end([process for process in launched if process])
+        return ["rag up"]
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def _launched(port: int, environment: dict[str, str], log: Path, lock: TextIO) -> Iterator[list[psutil.Process]]:
+    """The UI and the daemon, each with its code server and runs in a process group of its own."""
+    workspace = ("-w", str(PROJECT / "workspace.yaml"))
+    quiet = ("--code-server-log-level", "warning")
+    commands = (
+        ("dagster_webserver", "-h", HOST, "-p", str(port), "--dagster-log-level", "warning", *workspace, *quiet),
+        ("dagster._daemon", "run", "--log-level", "warning", *workspace, *quiet),
+    )
+    processes: list[psutil.Process] = []
+    try:
+        with log.open("w") as output:
+            for command in commands:
+                process = psutil.Popen(
+                    [sys.executable, "-m", *command],
+                    env=environment,
+                    cwd=PROJECT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    # They hold the lock as well, so that what a killed `rag up` leaves behind is not forgotten.
+                    pass_fds=[lock.fileno()],
+                )
+                processes.append(process)
+                _record(lock, [psutil.Process(), *processes])
+        yield processes
+    finally:
+        _end(processes)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End process groups, by force what is left after PATIENCE seconds."""
+    groups = [process.pid for process in processes if process.is_running()]
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
+    try:
+        psutil.wait_procs(processes, timeout=PATIENCE)
+    finally:
+        for group in groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[TextIO]:
+    """The lock file of this home, held. The lock is the truth about who serves: a file that was left behind is none."""
     path = _lock_path(home)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError("rag up runs already for this RAG_HOME: rag down stops it") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    path.touch()
+    with path.open("r+") as file:
+        if not _taken(file):
+            raise UsageError("rag up runs already for this RAG_HOME: rag down stops it")
+        _record(file, [psutil.Process()])
+        yield file
+
+
+def _taken(file: TextIO) -> bool:
+    """Whether the lock could be taken, which it then is."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _record(file: TextIO, processes: list[psutil.Process]) -> None:
+    """Write down who serves: `rag up` itself first, then what it launched."""
+    file.seek(0)
+    file.write(json.dumps([(process.pid, process.create_time()) for process in processes]) + "\n")
+    file.flush()
+
+
+def _recorded(file: TextIO) -> list[psutil.Process | None]:
+    """Who was written down; None for one that is gone, whoever has its id by now."""
+
+    def alive(pid: int, created: float) -> psutil.Process | None:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            return process if process.create_time() == created else None
+
+    return [alive(pid, created) for pid, created in json.loads(file.readline())]
+
+
+def _wait_until(condition: Callable[[], bool], processes: list[psutil.Process]) -> None:
+    """Raises ServiceError when one of the processes has ended before that."""
+    while not condition():
+        if any(process.poll() is not None for process in processes):
+            raise ServiceError("Dagster's UI or daemon has ended: up.log in RAG_HOME says why")
+        time.sleep(0.2)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+        return True
+    return False
 
 
 def _lock_path(home: Path) -> Path:

@@ -66,6 +66,13 @@ def database_url(services: Services, migrated_template: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def module_database_url(services: Services, migrated_template: str) -> Iterator[str]:
+    """A database with the schema for all tests of a module, who clean up after themselves."""
+    with _database(services, migrated_template) as url:
+        yield url
+
+
 @pytest.fixture
 def empty_database_url(services: Services) -> Iterator[str]:
     """A fresh database with nothing in it."""

@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer: `payload` as JSON, or `events` as server-sent events; with `drop` the connection just ends."""
+    """A whole answer: `payload` as JSON, or `events` as server-sent events; with `drop` the connection ends before its end."""
 
     status: int = 200
     payload: dict | None = None
@@ -200,7 +200,8 @@ class OpenAIServer:
                 reply = await self._reply(request)
                 request.status, request.answered_at = reply.status, time.monotonic()
                 if reply.drop:
-                    writer.transport.abort()
+                    if reply.payload is not None:
+                        writer.write(reply_bytes(reply)[:-1])
                     return
                 writer.write(reply_bytes(reply))
                 await writer.drain()

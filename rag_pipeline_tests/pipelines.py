@@ -181,6 +181,22 @@ class Pipeline:
             assert rows == len(held)
             assert set(held) == set(published)
         self.assert_no_orphans()
+        self.assert_words_counted()
+
+    def assert_words_counted(self) -> None:
+        """The statistics that rank a text search are those of the rows there are."""
+        index, words = self.rows(
+            """SELECT id, words FROM rag.vector_index v JOIN rag.collection c ON c.active_index = v.id
+               WHERE c.name = %(name)s"""
+        )[0]
+        counted = self.rows("SELECT term, chunks FROM rag.index_term WHERE index_id = %(index)s", index=index)
+        found = self.rows(
+            """SELECT lexeme, count(*) FROM rag.indexed_chunk, unnest(terms) WHERE index_id = %(index)s
+               GROUP BY lexeme""",
+            index=index,
+        )
+        assert dict(counted) == dict(found)
+        assert words == sum(chunks for _, chunks in found)
 
     def assert_no_orphans(self) -> None:
         """Everything derived is derived from what a document holds, and each partition belongs to an index."""
@@ -298,9 +314,11 @@ def parsing_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pipeline(
-    tmp_path: Path, database_url: str, redis_url: str, server: OpenAIServer, parsing_in_process: None
+    tmp_path: Path, module_database_url: str, redis_url: str, server: OpenAIServer, parsing_in_process: None
 ) -> Iterator[Pipeline]:
-    """An empty collection `docs` over an empty folder."""
-    runtime = stand_in_runtime(tmp_path / "home", database_url, redis_url, server)
+    """An empty collection `docs` over an empty folder, the only one in its database."""
+    runtime = stand_in_runtime(tmp_path / "home", module_database_url, redis_url, server)
     with closing(Pipeline(runtime, tmp_path / "docs", "docs")) as pipeline:
         yield pipeline
+        for collection in collections.list_all(pipeline.connection):
+            collections.remove(pipeline.connection, collection.name)

@@ -281,6 +281,20 @@ def test_records_are_chunks_of_their_own_unless_tiny():
     assert spans(parsed, chunks_of(parsed, 512)) == records
 
 
+def test_slides_are_chunks_of_their_own_unless_tiny():
+    text, made = "", []
+    for slide in range(1, 7):
+        for kind, content, level in (("title", f"Slide {slide}", 1), ("list_item", sentences(12, slide * 20), None)):
+            if kind == "title" and slide in (3, 4):
+                continue
+            text += "\n\n" if text else ""
+            made.append(Element(kind, len(text), len(text) + len(content), slide, level))
+            text += content
+    chunks = chunks_of(ParsedText(text, tuple(made), {"pages": "slides"}))
+    assert [(chunk.first_page, chunk.last_page) for chunk in chunks] == [(slide, slide) for slide in range(1, 7)]
+    assert [chunk.headings for chunk in chunks][1:4] == [("Slide 2",), (), ()]
+
+
 def test_pages_are_those_of_the_first_and_the_last_character():
     text = sentences(90)
     cut = text.index("Sentence number 30")

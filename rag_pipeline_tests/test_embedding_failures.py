@@ -70,13 +70,16 @@ def run(
         error(502, "Bad gateway"),
         error(503, "Overloaded"),
         DROP,
+        Reply(payload={"data": []}, drop=True),
         Reply(payload={"data": []}),
         Reply(payload={"data": "nonsense"}),
         Reply(payload={}),
         Reply(payload={"data": [], "usage": "none"}),
         Reply(events=({"not": "json"},)),
     ],
-    ids=lambda reply: f"{reply.status}-{len(reply.payload or ())}-{len(reply.headers)}{'-events' * bool(reply.events)}",
+    ids=lambda reply: (
+        f"{reply.status}-{len(reply.payload or ())}-{len(reply.headers)}{'-events' * bool(reply.events)}{'-drop' * reply.drop}"
+    ),
 )
 def test_what_passes_by_itself_is_retried(server, provider, passing):
     server.replies += [passing] * 4

@@ -65,7 +65,7 @@ def test_a_limit_is_used_to_the_full():
 def test_what_others_used_up_is_waited_for():
     state: State = {}
     learn(state, HEADERS | {"x-ratelimit-remaining-tokens": "0"}, 100.0)
-    assert reserve(state, NO_LIMITS, {"requests": 1, "tokens": 1000}, 100.0) == pytest.approx(4, abs=0.1)
+    assert 10 <= reserve(state, NO_LIMITS, {"requests": 1, "tokens": 10_000}, 100.0) <= 12
 
 
 def test_the_stricter_limit_rules():

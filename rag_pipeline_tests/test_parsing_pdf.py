@@ -63,9 +63,11 @@ def test_the_outline_names_the_headings_where_there_is_one() -> None:
         Text(72, 715, "1.1 Quiet start", 10),
         *paragraph(1, 5, top=690),
     ]
-    parsed = read(make_pdf([[*paragraph(2, 5)], page], outline=[("Quiet start", 1, 725)]))
+    first = [Text(72, 740, "1 Opening"), *paragraph(2, 5)]
+    parsed = read(make_pdf([first, page], outline=[("Opening", 0, 750), ("Quiet start", 1, 725)]))
     assert [(kind, number, text) for kind, number, text in pieces(parsed) if kind == "title"] == [
-        ("title", 2, "1.1 Quiet start")
+        ("title", 1, "1 Opening"),
+        ("title", 2, "1.1 Quiet start"),
     ]
 
 

@@ -56,7 +56,7 @@ def test_a_second_run_asks_nobody_writes_no_row_and_parses_nothing(fruit, server
     every = """SELECT 'document', ctid::text, xmin::text FROM rag.document UNION ALL
                SELECT 'parsed_text', ctid::text, xmin::text FROM rag.parsed_text UNION ALL
                SELECT 'token_chunk', ctid::text, xmin::text FROM rag.token_chunk UNION ALL
-               SELECT 'vector_index', ctid::text, xmin::text FROM rag.vector_index"""
+               SELECT 'vector_index', rows::text, words::text FROM rag.vector_index"""
     before = fruit.rows(every)
     run = fruit.run()
     assert (run.parsed.documents, run.chunks.documents, run.embedded.inserted) == (0, 0, 0)

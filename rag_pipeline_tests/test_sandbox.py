@@ -5,6 +5,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import zipfile
 import zlib
@@ -301,3 +303,35 @@ def test_a_manual_of_2415_pages_takes_less_than_500_mb_a_worker() -> None:
         (outcome,) = pool.parse_many([Job("refman", path, "application/pdf", "refman.pdf")])
     assert outcome.failure is None
     assert outcome.parsed.metadata["pages"] == 2415
+
+
+def test_workers_leave_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "hang").write_bytes(b"hang")
+    (tmp_path / "words").write_bytes(b"words")
+    script = f"""
+from pathlib import Path
+from rag_pipeline.core.sandbox import Job, Limits, ParserPool
+jobs = [Job(name, Path({str(tmp_path)!r}, name), "text/plain", name) for name in ("words", "hang")]
+with ParserPool(2, Limits(seconds=1, memory_mb=300, file_mb=1), parser={STUB!r}) as pool:
+    for outcome in pool.parse_many(jobs):
+        print(outcome.key, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "words\n"
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def test_abandoned_work_is_ended_at_once(tmp_path: Path) -> None:
+    names = ["words", "hang", "hang too"]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    jobs = [Job(name, tmp_path / name, "text/plain", name) for name in names]
+    with ParserPool(2, Limits(seconds=3600, memory_mb=300, file_mb=1), parser=STUB) as pool:
+        outcomes = pool.parse_many(jobs)
+        assert result(next(outcomes)) == "words"
+        outcomes.close()
+        assert result(next(pool.parse_many(jobs[:1]))) == "words"

@@ -280,7 +280,8 @@ def test_a_stranger_with_the_old_process_id_is_neither_trusted_nor_touched(home:
     os.kill(running(home)["postgres"], signal.SIGKILL)
     eventually(lambda: not services._processes(services._Server.postgres(home)))
     user = {"user": identity.st_uid} if os.geteuid() == 0 else {}
-    with subprocess.Popen(["sleep", "600"], **user) as stranger:
+    stranger = subprocess.Popen(["sleep", "600"], **user)
+    try:
         for stale in (home / "postgres/data/postmaster.pid", home / "postgres/.s.PGSQL.5432.lock"):
             stale.write_text(re.sub(r"^\d+", str(stranger.pid), stale.read_text()))
         assert running(home)["postgres"] is None
@@ -289,7 +290,9 @@ def test_a_stranger_with_the_old_process_id_is_neither_trusted_nor_touched(home:
         assert start_postgres(home) == url
         assert stop(home) == ["postgres"]
         assert stranger.poll() is None
+    finally:
         stranger.kill()
+        stranger.wait()
 
 
 def test_a_stale_socket_and_a_lost_lock_file_do_no_harm(home: Path) -> None:

@@ -21,12 +21,12 @@ _TOP_LEVEL = regex.compile(r"\n(?:[^\S\n]*\n)+(?=[^\s)}\]])")
 
 # Words whose full stop ends no sentence, those that are written most; initials, "e.g.", "i.e." and the like need no
 # entry.
-_ABBREVIATIONS = frozenset(  # noqa: SIM905
-    """
-    al approx bd bzw ca capt cf ch chap co corp dept dr ed eds eq est etc fig figs gen ggf gov hon inc inkl jr lt ltd
-    mr mrs nos nr p pp prof ref refs resp rev sen sgt sr st univ usw vgl viz vol vols vs
-    """.split()
-)
+_ABBREVIATIONS = {
+    *("al", "approx", "bd", "bzw", "ca", "capt", "cf", "ch", "chap", "co", "corp", "dept", "dr", "ed", "eds", "eq"),
+    *("est", "etc", "fig", "figs", "gen", "ggf", "gov", "hon", "inc", "inkl", "jr", "lt", "ltd", "mr", "mrs", "nos"),
+    *("nr", "p", "pp", "prof", "ref", "refs", "resp", "rev", "sen", "sgt", "sr", "st", "univ", "usw", "vgl", "viz"),
+    *("vol", "vols", "vs"),
+}
 _LAST_WORD = regex.compile(r"(?r)[\p{L}\p{N}][\p{L}\p{N}.]*")
 
 Boundaries = Callable[[str, int, int], Iterator[int]]

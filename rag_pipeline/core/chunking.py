@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from .packing import TINY_SHARE, Packer
 from .parsing import ParsedText
@@ -89,7 +90,7 @@ class _Document:
         self.sections = sections(parsed)
         self.section_starts = [section.start for section in self.sections]
         self.packer = Packer(parsed, self.counter, lambda position, limit: self._lead(position, limit)[1])
-        self._paths: dict[tuple[tuple[str, ...], int], tuple[str, int]] = {}
+        self._count_lead = cache(count_tokens)
 
     def groups(self, size: int) -> Iterator[tuple[int, int]]:
         """The stretches that are packed each by itself."""
@@ -164,14 +165,15 @@ class _Document:
         lead, tokens = self._path_lead(path, size // _LEAD_SHARE)
         if element.header_end is not None and position >= element.header_end:
             header = self.text[element.start : element.header_end].rstrip() + "\n"
-            header_tokens = count_tokens(header)
+            header_tokens = self._count_lead(header)
             if header_tokens <= size // _LEAD_SHARE:
                 return lead + header, tokens + header_tokens
         return lead, tokens
 
     def _path_lead(self, path: tuple[str, ...], share: int) -> tuple[str, int]:
-        if (path, share) not in self._paths:
-            leads = (" > ".join(path[first:]) + "\n\n" for first in range(len(path)))
-            sizes = ((lead, count_tokens(lead)) for lead in leads)
-            self._paths[path, share] = next(((lead, tokens) for lead, tokens in sizes if tokens <= share), ("", 0))
-        return self._paths[path, share]
+        for first in range(len(path)):
+            lead = " > ".join(path[first:]) + "\n\n"
+            tokens = self._count_lead(lead)
+            if tokens <= share:
+                return lead, tokens
+        return "", 0

@@ -147,7 +147,7 @@ def delete_chunks(connection: Connection, index_id: int, content_hashes: Sequenc
                                      WHERE c.collection = v.collection AND c.content_hash = i.content_hash)
                RETURNING i.terms),
            fewer AS (
-               UPDATE rag.index_term t SET chunks = chunks - gone.chunks
+               UPDATE rag.index_term t SET chunks = t.chunks - gone.chunks
                FROM (SELECT lexeme, count(*) AS chunks FROM deleted, unnest(deleted.terms) GROUP BY lexeme) AS gone
                WHERE t.index_id = %(index)s AND t.term = gone.lexeme)
            UPDATE rag.vector_index v

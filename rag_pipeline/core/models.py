@@ -64,6 +64,8 @@ class ChatModel:
         return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1_000_000
 
 
+# The local model was trained on 256 word pieces and reads 512. On 1,500 SciFact abstracts, seven in ten of them longer
+# than 256, the best of windows of 256 scores nDCG@10 .772, whole texts up to 512 .771, texts cut at 256 .758.
 EMBEDDING_MODELS = {
     model.name: model
     for model in (

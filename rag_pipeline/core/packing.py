@@ -1,5 +1,4 @@
-"""Spans of a section that fit a limit, cut at the best boundary there is: elements, then rows and sentences, then
-ever less."""
+"""Spans that fit a limit, cut at the best boundary there is: elements, then rows and sentences, then ever less."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ _VISIBLE = regex.compile(r"[^\s\x1c-\x1f]")
 # A piece below this part of the limit is not worth a chunk of its own: where the best boundary would leave one, the
 # next best is taken.
 TINY_SHARE = 8
-# The places in `inside(...)` up to which a boundary is as good as an overlap: sentences, rows, top-level blocks.
+# The rank down to which a boundary keeps something whole: sentences, rows, top-level blocks. To reach one, a chunk
+# goes without its overlap.
 _WHOLE = 1
 
 
@@ -33,9 +33,11 @@ class Packer:
         self.lead = lead
 
     def pack(self, start: int, end: int, limit: int, overlap: int) -> Iterator[tuple[int, int]]:
-        """Spans that hold all visible characters of text[start:end], none of more than `limit` tokens with its lead;
-        each begins with the last whole sentences of the one before, of up to `overlap` tokens. A single character may
-        exceed the limit."""
+        """Spans that hold all visible characters of text[start:end], none of more than `limit` tokens with its lead.
+
+        Each begins with the last whole sentences of the one before, up to `overlap` tokens of them. Only a single
+        character may exceed the limit.
+        """
         stop = self._stop(start, end)
         fresh = begin = self._begin(start, stop)
         while fresh < stop:
@@ -62,8 +64,7 @@ class Packer:
         return max(0, bisect_right(self.starts, position) - 1)
 
     def _begin(self, position: int, stop: int) -> int:
-        """Where a span that is cut at a position begins: at the first visible character, in code at the start of its
-        line."""
+        """Where the span behind a cut begins: at the first visible character, in code at the start of its line."""
         found = _VISIBLE.search(self.text, position, stop)
         if not found:
             return stop
@@ -84,8 +85,10 @@ class Packer:
         return self.counter.count(begin, self._stop(begin, end)) <= budget
 
     def _cut(self, begin: int, fresh: int, stop: int, budget: int) -> tuple[int, int]:
-        """Where to cut text[begin:stop], which does not fit, behind `fresh`: (position, rank of the boundary), rank 0
-        between elements."""
+        """Where to cut text[begin:stop], which does not fit, behind `fresh`, and the rank of that boundary.
+
+        Rank 0 is between elements, the others are the places in `inside(...)`, from 1.
+        """
         reach = min(stop, self.counter.reach(begin, budget + 2) + 1)
         tiny = budget // TINY_SHARE
         first, over = self.element_at(fresh), self.element_at(reach)
@@ -99,20 +102,24 @@ class Packer:
                 return start, 0
         element = self.elements[over]
         window = (max(element.start, fresh), min(reach + 1, stop))
-        for rank, boundaries in enumerate(inside(element.kind), 1):
+        ranks = inside(element.kind)
+        for rank, boundaries in enumerate(ranks, 1):
             for position in reversed(list(boundaries(self.text, *window))):
-                if rank < len(inside(element.kind)) and self.counter.estimate(fresh, position) < tiny:
+                if rank < len(ranks) and self.counter.estimate(fresh, position) < tiny:
                     break
                 if fresh < position < stop and self._fits(begin, position, budget):
                     return position, rank
+        # What a reader takes for one character may be longer than the budget: it is cut between code points.
         position = min(reach, stop - 1)
         while position > fresh + 1 and not self._fits(begin, position, budget):
             position -= 1
-        return max(position, fresh + 1), len(inside(element.kind)) + 1
+        return max(position, fresh + 1), len(ranks) + 1
 
     def _overlap(self, previous: int, cut: int, overlap: int) -> int | None:
-        """Where the chunk after a cut begins to repeat the last whole sentences before it, None where none is short
-        enough. Titles, tables and code are not repeated."""
+        """Where the chunk after a cut begins, so as to repeat the last whole sentences before it; None: nowhere.
+
+        Titles, tables and code are not repeated.
+        """
         stop = self._stop(previous, cut)
         farthest = max(previous + 1, self.counter.reach_back(cut, overlap + 2))
         index = self.element_at(stop - 1)

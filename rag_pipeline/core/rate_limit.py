@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 KINDS = ("requests", "tokens")
 # How many seconds' worth may be taken at once. A limit that was set holds over any few seconds; one that was told is
 # drawn as far as the provider's own bucket allows, less what its clock and ours may differ by.
-SET_BURST_S, TOLD_BURST_S = 6.0, 57.0
+SET_BURST_S, TOLD_BURST_S = 6.0, 59.0
 LIFETIME_S = 3600
 
 # Per kind: `<kind>_told`, the provider's limit, and `<kind>_full`, the time at which the bucket will be full again.

@@ -96,6 +96,7 @@ class ParserPool:
         self.limits = limits
         self.parser = parser
         self._idle: deque[_Worker] = deque()
+        self._busy: set[_Worker] = set()
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
 
@@ -106,16 +107,17 @@ class ParserPool:
         self.close()
 
     def close(self) -> None:
-        """Let running pieces of work end (each has its time limit), then end the workers."""
+        """End the workers, whatever they are doing."""
         self._closed = True
+        self._interrupt()
         if self._threads:
             self._threads.shutdown(wait=True, cancel_futures=True)
         while self._idle:
             self._idle.pop().stop()
 
     def parse_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """The outcome of each job, as they finish. Takes from `jobs`, in this thread, only a little ahead of what is
-        being parsed.
+        """The outcome of each job, as they finish; one call at a time. Takes from `jobs`, in this thread, only a little
+        ahead of what is being parsed.
 
         Raises SourceError when a remote file cannot be read for a reason that is not its own, RagError when workers do
         not start.
@@ -140,7 +142,8 @@ class ParserPool:
         finally:
             for future in pending:
                 future.cancel()
-            wait(pending)
+            while wait(pending, timeout=WATCH_SECONDS).not_done:
+                self._interrupt()
             for document in pending.values():
                 _remove_copy(document)
 
@@ -194,13 +197,22 @@ class ParserPool:
     def _ask_unless_failed(self, document: _Document, request: protocol.Request) -> protocol.Reply:
         return document.failed or self._ask(request)
 
+    def _interrupt(self) -> None:
+        """End the workers that are at work; what they were doing is nobody's business any more."""
+        for worker in list(self._busy):
+            worker.interrupt()
+
     def _ask(self, request: protocol.Request) -> protocol.Reply:
         """One piece of work, done by an idle worker or a new one."""
         try:
             worker = self._idle.pop()
         except IndexError:
             worker = _Worker(self.limits, self.parser)
+        self._busy.add(worker)
+        if self._closed:
+            worker.interrupt()
         reply = worker.ask(request)
+        self._busy.discard(worker)
         if worker.alive and not reply.worn and not self._closed:
             self._idle.append(worker)
         else:
@@ -262,12 +274,16 @@ class _Worker:
         if self.alive:
             self._kill()
 
-    def _kill(self) -> int:
-        """End the worker and all it started. Returns its exit code, negative for a signal."""
-        self.alive = False
+    def interrupt(self) -> None:
+        """End the process, and all it started, from another thread: who waits for its reply learns that it died."""
         # Its process group still holds what it started, also when it died by itself.
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _kill(self) -> int:
+        """End the worker and all it started. Returns its exit code, negative for a signal."""
+        self.alive = False
+        self.interrupt()
         self.connection.close()
         return self.process.wait()
 

@@ -150,8 +150,8 @@ def read(path: str, file_mb: int) -> bytes:
 
 def limit_memory(megabytes: int) -> None:
     """Refuse this process more memory than that: allocations fail, in Python as a MemoryError. No core files."""
-    resource.setrlimit(resource.RLIMIT_DATA, (megabytes * 1024 * 1024,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    lower_limit(resource.RLIMIT_DATA, megabytes * 1024 * 1024)
+    lower_limit(resource.RLIMIT_CORE, 0)
 
 
 def limit_time(seconds: float) -> None:
@@ -160,7 +160,13 @@ def limit_time(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(used.ru_utime + used.ru_stime + seconds + 2 * GRACE) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    lower_limit(resource.RLIMIT_CPU, cpu)
+
+
+def lower_limit(limit: int, value: int) -> None:
+    """Set a soft limit, no higher than the system's hard one."""
+    hard = resource.getrlimit(limit)[1]
+    resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def cut_network() -> None:

@@ -14,25 +14,29 @@ _RECORD_LEVEL = 7
 class Section:
     """A heading and the text under it, down to the next heading of any level.
 
-    `first` and `last` are the positions of its elements in the document ([first, last)), `path` the headings it
-    stands under, its own last. `bare`: it is a heading with nothing under it."""
+    `path` are the headings it stands under, its own last. `bare`: it is a heading with nothing under it.
+    """
 
     start: int
     end: int
-    first: int
-    last: int
     level: int
     path: tuple[str, ...]
     bare: bool
 
 
 def sections(parsed: ParsedText) -> list[Section]:
-    """The sections in the order of the text; together they hold all of it. Text before the first heading is one of
-    level 0."""
+    """The sections in the order of the text, which together hold all of it. Text before the first heading has level 0.
+
+    A record is a section of its own, and so is each slide of a presentation (metadata `pages`: "slides").
+    """
     text, elements = parsed.text, parsed.elements
     found: list[Section] = []
     headings: list[tuple[int, str]] = []
+    slides = parsed.metadata.get("pages") == "slides"
     starts = [i for i, element in enumerate(elements) if i == 0 or element.kind in ("title", "record")]
+    if slides:
+        turns = (i for i in range(1, len(elements)) if elements[i].page != elements[i - 1].page)
+        starts = sorted({*starts, *turns})
     for first, last in zip(starts, [*starts[1:], len(elements)], strict=True):
         element = elements[first]
         level = headings[-1][0] if headings else 0
@@ -43,10 +47,13 @@ def sections(parsed: ParsedText) -> list[Section]:
             headings.append((level, " ".join(text[element.start : element.end].split())))
         elif element.kind == "record":
             level = _RECORD_LEVEL
+        elif slides:
+            headings.clear()
+            level = 1
         start = element.start if first else 0
         end = elements[last].start if last < len(elements) else len(text)
         bare = element.kind == "title" and last == first + 1
-        found.append(Section(start, end, first, last, level, tuple(title for _, title in headings), bare))
+        found.append(Section(start, end, level, tuple(title for _, title in headings), bare))
     return found
 
 
@@ -55,10 +62,11 @@ def group_sections(
 ) -> list[list[Section]]:
     """The sections that share a chunk, or begin one: each group is packed by itself.
 
-    A section joins the one before when it lies inside it and both fit one chunk; when the one before is but a
-    heading, or, above it, says next to nothing; or, side by side, when both are tiny. Which tiny neighbours are
-    parted is decided by what they say, so that an insertion regroups its own neighbourhood only. `fits` and `tiny`
-    tell the size of all from one section to another."""
+    A section joins the one before when it lies inside it and both fit one chunk; when the one before is but a heading,
+    or, above it, says next to nothing; or, side by side, when both are tiny. Which tiny neighbours are parted is
+    decided by what they say, so that an insertion regroups its own neighbourhood only. `fits` and `tiny` tell the size
+    of all from one section to another.
+    """
     grouped: list[list[Section]] = []
     for section in found:
         if grouped and _joins(text, grouped[-1], section, fits, tiny):

@@ -2,14 +2,15 @@
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import tiktoken
 
 # A run of white space this long overflows the stack of tiktoken's regular expressions (seen at a million,
 # not at 100,000).
-_LONG_SPACE = re.compile(r"\s{50000,}")
+_LONG = 50_000
+_LONG_SPACE = re.compile(rf"\s{{{_LONG},}}")
 # Bounds the memory of counting: a megabyte of text takes about 30 MB on its way.
 _BLOCK = 1 << 20
 
@@ -42,9 +43,17 @@ def encoding() -> tiktoken.Encoding:
 
 def count_tokens(text: str) -> int:
     """The number of cl100k tokens of a text, special tokens' names taken as plain text."""
-    if len(text) < 50_000:
+    if len(text) <= 16:
+        return _count_short(text)
+    if len(text) < _LONG:
         return len(encoding().encode_ordinary(text))
     return sum(len(_encode(part)) for part in _safe_parts(text))
+
+
+@lru_cache(50_000)
+def _count_short(text: str) -> int:
+    """The tokens of a word or a full stop, of which the same few are counted over and over."""
+    return len(encoding().encode_ordinary(text))
 
 
 class TokenCounter:
@@ -53,7 +62,8 @@ class TokenCounter:
     cl100k first splits a text by a regular expression that never looks behind, then encodes each piece alone. At some
     positions ("anchors") every text that holds these two characters is split, whatever stands around them. So the
     tokens of a span are those of the whole text between its first and its last anchor, plus those of the few
-    characters before and after, encoded."""
+    characters before and after, encoded.
+    """
 
     def __init__(self, text: str):
         self.text = text
@@ -140,6 +150,8 @@ def _encode(text: str) -> np.ndarray:
 def _safe_parts(text: str) -> list[str]:
     """The text cut where the pattern cuts it anyway, around each very long run of white space: after its last line
     break and before its last character, so that no part has such a run before something else."""
+    if len(text) < _LONG:
+        return [text]
     cuts = [0]
     for run in _LONG_SPACE.finditer(text):
         if run.end() < len(text):
@@ -151,6 +163,9 @@ def _safe_parts(text: str) -> list[str]:
 
 def _code_points(text: str) -> np.ndarray:
     """The code points of a text, those beyond the first plane as 0xFFFF, which no character has."""
+    encoded = text.encode("utf-16-le", "surrogatepass")
+    if len(encoded) == 2 * len(text):
+        return np.frombuffer(encoded, np.uint16)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     return np.minimum(points, 0xFFFF).astype(np.uint16)
 

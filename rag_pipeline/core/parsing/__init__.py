@@ -40,7 +40,7 @@ PARSERS = {
     "application/x-ndjson": ("data", "parse_json_lines"),
     "application/xml": ("data", "parse_xml"),
     "application/pdf": ("pdf", "parse_pdf"),
-    "application/rtf": ("markup", "parse_rtf"),
+    "application/rtf": ("rtf", "parse_rtf"),
     "application/epub+zip": ("epub", "parse_epub"),
     "application/vnd.oasis.opendocument.text": ("markup", "parse_odt"),
     "application/vnd.openxmlformats-officedocument.wordprocessingml.document": ("markup", "parse_docx"),

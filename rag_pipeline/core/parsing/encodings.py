@@ -143,7 +143,7 @@ def is_text(head: bytes) -> bool:
     if any(head.startswith(mark) for mark, _ in MARKS) or wide_without_mark(head[: len(head) // 4 * 4]):
         return True
     controls = sum(head.count(c) for c in range(32) if c not in (9, 10, 12, 13, 27))
-    return controls <= len(head) * 0.001
+    return controls <= 2 + len(head) * 0.001
 
 
 def _strict(content: bytes, encoding: str) -> str | None:

@@ -20,7 +20,7 @@ _UNREAD = """applet area audio base button canvas datalist embed frame frameset 
     noembed noframes noscript object optgroup option param progress script select source style svg template textarea
     title track video"""
 UNREAD = set(_UNREAD.split())
-UNREAD_ROLES = {"navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "alertdialog"}
+UNREAD_ROLES = {"navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "alertdialog", "doc-backlink"}
 NOTE_ROLES = {"doc-footnote", "doc-endnote", "doc-endnotes"}
 NOTE_CLASSES = {"footnote", "footnotes"}
 # Beyond so many columns a cell keeps its text, but no longer its place.

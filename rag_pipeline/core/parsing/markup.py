@@ -15,8 +15,6 @@ from .html import read_html
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\r?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S)
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-# A table row that repeats no definition: Word goes on with the last one, pandoc runs it into the row before.
-_RTF_ROW = re.compile(rb"(\\trowd(?:\\[a-z]+-?\d* ?)*)|(\\row(?![a-z]))(?=\s*(?:\\(?!trowd)[a-z]+-?\d* ?\s*)*\\intbl)")
 
 
 def parse_markdown(content: bytes, name: str) -> Draft:
@@ -40,6 +38,10 @@ def parse_rst(content: bytes, name: str) -> Draft:
     """reStructuredText; what it would include from other files is left out."""
     decoded = decode(content)
     draft = pandoc(decoded.text.encode("utf-8", "replace"), "rst")
+    if draft.blocks and draft.blocks[0].text == draft.metadata.get("title"):
+        # A lone heading at the top is the document's title, and its sections are promoted: they keep their levels here.
+        for block in draft.blocks[1:]:
+            block.level = block.level + 1 if block.level else None
     draft.metadata.update(decoded.metadata())
     return draft
 
@@ -50,20 +52,6 @@ def parse_org(content: bytes, name: str) -> Draft:
     draft = pandoc(decoded.text.encode("utf-8", "replace"), "org")
     draft.metadata.update(decoded.metadata())
     return draft
-
-
-def parse_rtf(content: bytes, name: str) -> Draft:
-    """Rich Text Format."""
-    definition = b""
-
-    def define(match: re.Match) -> bytes:
-        nonlocal definition
-        if match[1]:
-            definition = match[1]
-            return match[0]
-        return match[2] + definition
-
-    return pandoc(_RTF_ROW.sub(define, content), "rtf")
 
 
 def parse_odt(content: bytes, name: str) -> Draft:

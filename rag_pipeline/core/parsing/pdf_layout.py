@@ -30,7 +30,8 @@ def lay_out(parts: list[PdfPart]) -> Draft:
     # A document of nothing but what looks like headers is kept whole.
     body_only = without_running_lines(pages, headings)
     pages = [in_columns(lines) for lines in (body_only if any(body_only) else pages)]
-    headings = headings or typographic_headings(pages)
+    if len({number for _, number in headings.values()}) < 2:  # an outline of the title alone outlines nothing
+        headings = {**typographic_headings(pages), **headings}
     words = Words(pages)
     body = body_size(pages)
     blocks: list[Block] = []
