@@ -8,6 +8,7 @@ import numpy as np
 
 from rag_pipeline.core.answering import Answer, answer
 from rag_pipeline.core.embedding import embed_question
+from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.retrieval import Hits, Searcher
 from rag_pipeline.runtime import Runtime
@@ -48,9 +49,12 @@ class Rag:
     def ask(self, collection: str | Sequence[str], question: str, k: int = 5) -> Answer:
         """An answer from the k best hits alone, with its sources; extractive where no chat model is set.
 
-        Raises what `search` raises, and ProviderError when the chat model does not answer.
+        Raises what `search` raises, and ProviderError when the chat model does not answer, or when nothing was found
+        by words alone.
         """
         hits = self.search(collection, question, k)
+        if hits.degraded and not hits:
+            raise ProviderError(hits.degraded)
         return answer(question, hits, self._runtime.chat)
 
     def close(self) -> None:

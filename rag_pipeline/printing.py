@@ -30,7 +30,10 @@ def print_answer(answer: Answer) -> None:
     for source in answer.sources:
         place = _place(source.collection, source.path, source.page, source.heading)
         click.echo(f"[{source.citation}] {place} [{source.start}:{source.end}]")
-    made = answer.model or "quoted from the documents; set OPENAI_API_KEY for written answers"
+    quoted = "quoted from the documents; set OPENAI_API_KEY for written answers"
+    made = answer.model or (
+        quoted if answer.kind == "extractive" else "nothing was found that a model could answer from"
+    )
     cost = "" if not answer.cost_usd else f", ${answer.cost_usd:.6f}"
     click.secho(f"\n{answer.kind}: {made}; {answer.tokens.total} tokens{cost}", dim=True)
 

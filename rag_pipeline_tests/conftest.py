@@ -16,7 +16,7 @@ import redis
 
 from rag_pipeline.services import Services, start_postgres, start_valkey, stop
 
-pytest_plugins = ("rag_pipeline_tests.pipelines",)
+pytest_plugins = ("rag_pipeline_tests.pipelines", "rag_pipeline_tests.commands")
 
 _numbers = itertools.count(1)
 

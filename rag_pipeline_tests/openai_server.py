@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer: `payload` as JSON, or `events` as server-sent events; with `drop` the connection ends before its end."""
+    """A whole answer: `payload` as JSON or `events` as server-sent events; with `drop` the connection ends too soon."""
 
     status: int = 200
     payload: dict | None = None

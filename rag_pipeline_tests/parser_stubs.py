@@ -18,7 +18,8 @@ def misbehave(content: bytes, media_type: str, name: str) -> ParsedText:
         while True:
             pass
     if word == "hang-in-child":
-        subprocess.run([sys.executable, "-c", "import threading; threading.Event().wait()"], check=True)
+        endless = "import threading; threading.Event().wait()"
+        subprocess.run([sys.executable, "-c", endless, "a child of a parser"], check=True)
     if word == "segfault":
         ctypes.string_at(0)
     if word == "kill":

@@ -164,13 +164,21 @@ def test_words_and_urls_stay_whole():
     assert " ".join(spans(parsed, chunks)).split() == words
 
 
-def test_neighbours_repeat_whole_sentences_up_to_the_overlap():
+@pytest.mark.parametrize("overlap", [16, 28, 40, 64])
+def test_neighbours_repeat_whole_sentences_up_to_the_overlap(overlap):
     parsed = document(*(("paragraph", sentences(7, 7 * i)) for i in range(20)))
-    chunks = chunks_of(parsed, 150, 40)
+    chunks = chunks_of(parsed, 150, overlap)
     for before, after in itertools.pairwise(chunks):
         shared = parsed.text[after.start : before.end]
         assert re.fullmatch(r"(Sentence number \d+ tells of pump \d+\.\s*)+", shared)
-        assert 20 < count_tokens(shared) <= 40
+        assert overlap - 12 <= count_tokens(shared) <= overlap
+
+
+def test_a_chunk_goes_without_overlap_where_that_keeps_a_sentence_whole():
+    short, long = "It was " + "so and " * 13 + "so.", "The pump " + "moves water and " * 25 + "rests."
+    assert count_tokens(short) < 40 < 100 < count_tokens(short) + count_tokens(long)
+    parsed = document(("paragraph", " ".join([short, long] * 6)))
+    assert spans(parsed, chunks_of(parsed, 100, 40)) == [short, long] * 6
 
 
 def test_overlap_stays_inside_a_section():
@@ -224,6 +232,13 @@ def test_a_heading_is_never_left_behind_alone():
     chunks = chunks_of(parsed, 120)
     assert spans(parsed, chunks)[0].startswith("Guide\n\nSetup\n\nSentence number 0")
     assert chunks[0].headings == ("Guide", "Setup")
+
+
+def test_a_bare_heading_goes_with_what_follows_even_at_its_own_level():
+    parsed = document(("title", "Part One", 1), ("title", "Beginnings", 1), ("paragraph", sentences(40)))
+    chunks = chunks_of(parsed, 120)
+    assert spans(parsed, chunks)[0].startswith("Part One\n\nBeginnings\n\nSentence number 0")
+    assert {chunk.headings for chunk in chunks} == {("Beginnings",)}
 
 
 def test_sections_meet_only_when_both_are_tiny():
@@ -360,6 +375,17 @@ def test_an_edit_changes_the_chunks_around_it_and_no_others(sizes, data, limits)
     inserted = [("title", "Inserted", 2), ("paragraph", "New. " * words)]
     own = len(inputs([inserted], *limits))
     assert len(inputs([*sections[:at], inserted, *sections[at:]], *limits) - before) <= own + 2
+
+
+@pytest.mark.parametrize("at", [0, 20, 50, 99])
+def test_tiny_sections_of_one_size_do_not_all_shift(at):
+    sections = [[("title", f"Entry {100 + i}", 2), ("paragraph", f"Pump {100 + i} moves water.")] for i in range(100)]
+    before = inputs(sections, 160, 20)
+    assert 15 < len(before) < 60
+    inserted = [("title", "Entry 500", 2), ("paragraph", "Pump 500 moves water.")]
+    assert len(inputs([*sections[:at], inserted, *sections[at:]], 160, 20) - before) <= 3
+    edited = [("title", f"Entry {100 + at}", 2), ("paragraph", "Pump 501 moves oil.")]
+    assert len(inputs([*sections[:at], edited, *sections[at + 1 :]], 160, 20) - before) <= 3
 
 
 def test_what_shapes_chunks_is_in_the_fingerprint():

@@ -100,6 +100,11 @@ def test_damaged_containers_have_a_type_too(
     assert "/" in detect(start + tail, "damaged", path)
 
 
+def test_a_fragment_of_html_without_a_telling_name_is_html() -> None:
+    assert detect(b"<p>One <b>two</b>", "fragment") == "text/html"
+    assert detect(b"<p>One <b>two</b>", "fragment.txt") == "text/plain"
+
+
 def test_endless_comments_do_not_hold_up_the_detection() -> None:
     assert detect(b"<!-- -->" * 8000, "a") == "text/plain"
     assert detect(b"<?xml version='1.0'?><!-- a --><!-- b --><html>", "a") == "text/html"

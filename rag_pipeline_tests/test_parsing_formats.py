@@ -163,3 +163,12 @@ def test_plain_text_headings_have_the_levels_of_their_underlines() -> None:
         (2, "Other"),
     ]
     assert "words\nmore words" in parsed.text
+
+
+@pytest.mark.parametrize(
+    "name", ["fake.go", "stanley-cups.tsv", "single-column.csv", "fake-email.msg", "fake-text.txt"]
+)
+def test_the_same_bytes_are_the_same_text_under_any_name(name: str) -> None:
+    content = shared("formats", name).read_bytes()
+    media_type = detect(content, name)
+    assert parse(content, media_type, "other.name") == parse(content, media_type, name)

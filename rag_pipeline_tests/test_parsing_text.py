@@ -136,3 +136,11 @@ def test_the_header_of_a_table_ends_where_its_rows_begin(rows: list[list[str]], 
         parsed = assemble(Draft([Block("paragraph", "before"), block]))
         element = parsed.elements[1]
         assert parsed.text[element.start : element.header_end] == block.header
+
+
+@pytest.mark.parametrize(
+    "text", ["- item\n" * 100_000, "word" + " " * 2_000_000 + "word", "\n \n" * 300_000 + "word", "x\n" * 300_000]
+)
+def test_long_monotonous_texts_take_no_longer_than_others(text: str) -> None:
+    parsed = parse(text.encode(), "text/plain", "a.txt")
+    assert parsed.text.split() == text.split()

@@ -23,6 +23,7 @@ from rag_pipeline.core.sandbox import Job, Limits, Outcome, ParserPool
 from rag_pipeline_tests.pdf_files import Text, make_pdf
 from rag_pipeline_tests.shared import shared
 
+CHILD = "a child of a parser"
 STUB = "rag_pipeline_tests.parser_stubs:misbehave"
 ROOMY = Limits(seconds=60, memory_mb=1024, file_mb=100)
 TIGHT = Limits(seconds=2, memory_mb=300, file_mb=1)
@@ -34,6 +35,9 @@ def no_worker_is_left() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
     assert set(psutil.Process().children(recursive=True)) <= before
+    assert not [
+        process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [])[-1:] == [CHILD]
+    ]
 
 
 def parse_files(

@@ -60,6 +60,7 @@ BY_SUFFIX = {
 TYPE_OF_SUFFIX = {suffix: media_type for media_type, suffixes in BY_SUFFIX.items() for suffix in suffixes.split()}
 
 _HTML = re.compile(r"<(?:!doctype\s+html|html|head|body)\b", re.I)
+_HTML_FRAGMENT = re.compile(r"<(?:p|div|span|table|h[1-6]|ul|ol|a|b|i|em|strong|br|hr|section|article)\b", re.I)
 _XML = re.compile(r"<(?:!DOCTYPE\s+\w|[A-Za-z_][\w.:-]*(?:\s+[\w.:-]+\s*=\s*[\"'][^<]*)?/?>)")
 _XML_DECLARATION = re.compile(r"<\?xml\s[^>]*>")
 _MAIL_HEADER = re.compile(r"^([A-Za-z][A-Za-z0-9-]*):[ \t]*\S?", re.M)
@@ -100,7 +101,7 @@ def _text_type(head: bytes, suffix: str) -> str:
     start = _start(head)
     if named not in ("text/markdown", "text/x-rst", "text/org", "text/x-source"):
         first_tag, declared = _first_tag(start)
-        if _HTML.match(first_tag):
+        if _HTML.match(first_tag) or (named is None and not declared and _HTML_FRAGMENT.match(first_tag)):
             return "text/html"
         if declared or (named in (None, "application/xml") and _XML.match(first_tag)):
             return "application/xml"

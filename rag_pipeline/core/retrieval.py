@@ -203,15 +203,16 @@ class Searcher:
                 return None
             rows = cursor.execute(statement, parameters).fetchall()
             if vector is not None and len(rows) < min(k, index.rows):
-                cursor.execute("SELECT set_config('enable_indexscan', 'off', true)")
-                rows = cursor.execute(statement, parameters).fetchall()
+                exactly = _statement(index, with_vector=True, with_text=mode != "vector", exact=True)
+                rows = cursor.execute(exactly, parameters).fetchall()
         return [_hit(rank, index.collection, row) for rank, row in enumerate(rows, 1)]
 
 
-def _statement(index: VectorIndex, *, with_vector: bool, with_text: bool) -> sql.Composed:
+def _statement(index: VectorIndex, *, with_vector: bool, with_text: bool, exact: bool = False) -> sql.Composed:
     """Both legs, their fusion and the hits' provenance in one statement.
 
     The legs test what is published before their LIMIT: a row of the index that no published document holds is no hit.
+    `exact` orders by what is equal to the distance and no HNSW graph knows, so that every row is compared.
     """
     published = sql.SQL(
         """EXISTS (SELECT FROM rag.token_chunk c
@@ -229,8 +230,13 @@ def _statement(index: VectorIndex, *, with_vector: bool, with_text: bool) -> sql
                 """SELECT content_hash, row_number() OVER (ORDER BY distance) AS rank, 1 - distance AS similarity
                    FROM (SELECT i.content_hash, {distance} AS distance FROM rag.indexed_chunk i
                          WHERE i.index_id = {index} AND {published}
-                         ORDER BY {distance} LIMIT %(depth)s) AS nearest"""
-            ).format(distance=distance, index=sql.Literal(index.id), published=published)
+                         ORDER BY {order} LIMIT %(depth)s) AS nearest"""
+            ).format(
+                distance=distance,
+                order=sql.SQL("({}) + 0").format(distance) if exact else distance,
+                index=sql.Literal(index.id),
+                published=published,
+            )
         )
     if with_text:
         legs.append(_text_leg(index, published))

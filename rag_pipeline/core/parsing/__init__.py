@@ -26,7 +26,8 @@ __all__ = [
 # Part of every parse key: raise it whenever the text or the elements of any format change.
 PARSER_VERSION = 1
 
-# Media type -> module and function, `function(content: bytes, name: str) -> Draft`.
+# Media type -> module and function, `function(content: bytes, name: str) -> Draft`. The name is for messages only: the
+# same bytes of the same type are the same text under any name, as parse keys have it.
 PARSERS = {
     "text/plain": ("plain", "parse_plain"),
     "text/x-source": ("plain", "parse_source"),
@@ -35,7 +36,7 @@ PARSERS = {
     "text/org": ("markup", "parse_org"),
     "text/html": ("html", "parse_html"),
     "text/csv": ("sheets", "parse_csv"),
-    "text/tab-separated-values": ("sheets", "parse_csv"),
+    "text/tab-separated-values": ("sheets", "parse_tsv"),
     "application/json": ("data", "parse_json"),
     "application/x-ndjson": ("data", "parse_json_lines"),
     "application/xml": ("data", "parse_xml"),

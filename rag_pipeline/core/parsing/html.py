@@ -96,35 +96,32 @@ def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Blo
             marker = ""
 
     walker = etree.iterwalk(root, events=("start", "end"))
+    whole = None  # the element that was dealt with at its start, inside and all
     for event, element in walker:
         tag = element.tag
         if event == "start":
-            if element is not root and _unread(element, tag, keep_navigation):
-                walker.skip_subtree()
-            elif tag == "pre" or (tag == "table" and _is_data(element)):
-                flush()
-                blocks.append(_code(element) if tag == "pre" else _table(element))
-                walker.skip_subtree()
-            else:
+            unread = element is not root and _unread(element, tag, keep_navigation)
+            if unread or tag == "pre" or (tag == "table" and _is_data(element)):
                 if tag in BLOCKS:
                     flush()
-                    kinds.append(_kind(element, kinds[-1]))
-                    if tag == "ol":
-                        counters.append(_number(element, "start", 1))
-                    elif tag == "li":
-                        ordered = counters and element.getparent().tag == "ol"
-                        marker = _marker(element, counters) if ordered else ""
-                elif tag == "br":
-                    inline.append("\0")
-                if element.text:
-                    inline.append(element.text)
+                if not unread:
+                    blocks.append(_code(element) if tag == "pre" else _table(element))
+                walker.skip_subtree()
+                whole = element
+                continue
+            if tag in BLOCKS:
+                flush()
+                kinds.append(_kind(element, kinds[-1]))
+            if tag == "ol":
+                counters.append(_number(element, "start", 1))
+            elif tag == "li":
+                marker = _marker(element, counters) if counters and element.getparent().tag == "ol" else ""
+            elif tag == "br":
+                inline.append("\0")
+            if element.text:
+                inline.append(element.text)
         else:
-            if (
-                tag in BLOCKS
-                and tag != "pre"
-                and not _unread(element, tag, keep_navigation)
-                and not (tag == "table" and _is_data(element))
-            ):
+            if tag in BLOCKS and element is not whole:
                 flush()
                 kinds.pop()
                 if tag == "ol":

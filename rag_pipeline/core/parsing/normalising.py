@@ -23,7 +23,7 @@ TABLE = {**LIGATURES, **LINE_ENDS, **SPACES, **NOTHING, **SURROGATES}
 
 _CHANGED = re.compile("[" + "".join(map(re.escape, map(chr, TABLE))) + "]")
 _SOFT_HYPHEN_AT_LINE_END = re.compile("\u00ad[ \t]*\r?\n[ \t]*")
-_LINE_END_SPACE = re.compile(r"[ \t]+\n")
+_LINE_END_SPACE = re.compile(r"(?<![ \t])[ \t]+\n")
 _MANY_BLANK_LINES = re.compile(r"\n{4,}")
 
 

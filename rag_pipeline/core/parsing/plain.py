@@ -1,7 +1,6 @@
 """Plain text and source code: paragraphs as blank lines part them, headings as underlines mark them."""
 
 import re
-from pathlib import PurePath
 
 from .document import Block, Draft
 from .encodings import decode
@@ -21,25 +20,21 @@ def parse_plain(content: bytes, name: str) -> Draft:
     underlines: list[str] = []
     for piece in _BLANK_LINES.split(normalise(decoded.text)):
         lines = piece.strip("\n").split("\n")
-        while lines:
-            level = _heading_level(lines, underlines)
+        start = 0
+        while start < len(lines):
+            level = _heading_level(lines[start : start + 2], underlines)
             if level is not None:
-                draft.blocks.append(Block("title", lines[0], level=level))
-                lines = lines[2:]
+                draft.blocks.append(Block("title", lines[start], level=level))
+                start += 2
                 continue
-            kind = (
-                "footnote"
-                if _NOTE.match(lines[0])
-                else "list_item"
-                if _BULLET.match(lines[0].lstrip())
-                else "paragraph"
-            )
-            end = next(
-                (i for i in range(1, len(lines)) if kind == "list_item" and _BULLET.match(lines[i].lstrip())),
-                len(lines),
-            )
-            draft.blocks.append(Block(kind, "\n".join(lines[:end])))
-            lines = lines[end:]
+            kind, end = "paragraph", len(lines)
+            if _NOTE.match(lines[start]):
+                kind = "footnote"
+            elif _BULLET.match(lines[start].lstrip()):
+                kind = "list_item"
+                end = next((i for i in range(start + 1, end) if _BULLET.match(lines[i].lstrip())), end)
+            draft.blocks.append(Block(kind, "\n".join(lines[start:end])))
+            start = end
     return draft
 
 
@@ -62,5 +57,4 @@ def parse_source(content: bytes, name: str) -> Draft:
     a blank one)."""
     decoded = decode(content)
     pieces = re.split(r"\n[ \t]*\n(?=[^\s)}\]])", normalise(decoded.text))
-    metadata = {**decoded.metadata(), "source": PurePath(name).suffix.lstrip(".").lower()}
-    return Draft([Block("code", piece) for piece in pieces], metadata)
+    return Draft([Block("code", piece) for piece in pieces], decoded.metadata())

@@ -16,14 +16,20 @@ _NUMBER = re.compile(r"[-+(]?[$€£]?\s*[\d.,]+\s*[%)]?$")
 
 
 def parse_csv(content: bytes, name: str) -> Draft:
-    """Comma-, semicolon-, tab- or bar-separated values, whatever the name says."""
+    """Values parted by commas, or by whatever parts them better."""
+    return _separated(content, ",")
+
+
+def parse_tsv(content: bytes, name: str) -> Draft:
+    """Values parted by tabs, or by whatever parts them better."""
+    return _separated(content, "\t")
+
+
+def _separated(content: bytes, named: str) -> Draft:
     decoded = decode(content)
     text = decoded.text.replace("\0", "")
     csv.field_size_limit(MAX_CELL)
-    rows = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=_delimiter(text, "\t" if name.lower().endswith((".tsv", ".tab")) else ","),
-    )
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, named))
     return Draft(list(_tables(rows)), decoded.metadata())
 
 
