@@ -103,15 +103,22 @@ def _launched(port: int, environment: dict[str, str], log: Path, lock: TextIO) -
 def _end(processes: list[psutil.Process]) -> None:
     """End process groups, by force what is left after PATIENCE seconds."""
     groups = [process.pid for process in processes if process.is_running()]
+    members = [*processes, *(child for process in processes for child in _descendants(process))]
     for group in groups:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGTERM)
     try:
-        psutil.wait_procs(processes, timeout=PATIENCE)
+        psutil.wait_procs(members, timeout=PATIENCE)
     finally:
         for group in groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Command:
         Its streams are piped unless told otherwise.
         """
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-        command = [Path(sys.executable).with_name(program), *arguments]
+        command = [Path(sys.executable).parent / program, *arguments]
         return subprocess.Popen(
             command, env=os.environ | self.environment, start_new_session=True, text=True, **streams
         )

@@ -202,12 +202,12 @@ class Pipeline:
         """Everything derived is derived from what a document holds, and each partition belongs to an index."""
         assert not self.rows("SELECT * FROM rag.garbage")
         assert not self.rows(
-            """SELECT parse_key FROM rag.parsed_text WHERE collection = %(name)s
-               EXCEPT SELECT unnest(ARRAY[parse_key, wanted_parse_key]) FROM rag.document WHERE collection = %(name)s"""
+            """SELECT parse_key FROM rag.parsed_text WHERE collection = %(name)s EXCEPT
+               SELECT unnest(ARRAY[parse_key, wanted_parse_key]) FROM rag.document WHERE collection = %(name)s"""
         )
         assert not self.rows(
-            """SELECT chunk_key FROM rag.chunking WHERE collection = %(name)s
-               EXCEPT SELECT unnest(ARRAY[chunk_key, published_chunk_key]) FROM rag.document WHERE collection = %(name)s"""
+            """SELECT chunk_key FROM rag.chunking WHERE collection = %(name)s EXCEPT
+               SELECT unnest(ARRAY[chunk_key, published_chunk_key]) FROM rag.document WHERE collection = %(name)s"""
         )
         assert not self.rows(
             """SELECT content_hash FROM rag.indexed_chunk i JOIN rag.vector_index v ON v.id = i.index_id

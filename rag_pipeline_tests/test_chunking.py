@@ -177,8 +177,8 @@ def test_neighbours_repeat_whole_sentences_up_to_the_overlap(overlap):
 def test_a_chunk_goes_without_overlap_where_that_keeps_a_sentence_whole():
     short, long = "It was " + "so and " * 13 + "so.", "The pump " + "moves water and " * 25 + "rests."
     assert count_tokens(short) < 40 < 100 < count_tokens(short) + count_tokens(long)
-    parsed = document(("paragraph", " ".join([short, long] * 6)))
-    assert spans(parsed, chunks_of(parsed, 100, 40)) == [short, long] * 6
+    parsed = document(("paragraph", " ".join([short, short, long] * 6)))
+    assert spans(parsed, chunks_of(parsed, 100, 40)) == [f"{short} {short}", long] * 6
 
 
 def test_overlap_stays_inside_a_section():

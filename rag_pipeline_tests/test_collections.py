@@ -89,12 +89,11 @@ def test_every_setting_is_read_back_as_it_was_typed(connection, tmp_path):
         "max_embedding_tokens_per_run": "1200",
     }
     assert typed.keys() == CollectionSettings.__dataclass_fields__.keys()
-    settings = collections.add(connection, "docs", str(tmp_path), parse_settings(typed)).settings
-    assert settings == CollectionSettings(
+    assert collections.add(connection, "docs", str(tmp_path), parse_settings(typed)).settings == CollectionSettings(
         "openai/text-embedding-3-large", 256, 300, 30, False, "german", ("*.md", "docs/**"), ("drafts/*",),
         7, 8, 900, 10, 110, "half", 0.25, 1200,
     )  # fmt: skip
-    cleared = {key: "none" for key in ("dimensions", "chunk_tokens", "chunk_overlap", "max_embedding_tokens_per_run")}
+    cleared = dict.fromkeys(("dimensions", "chunk_tokens", "chunk_overlap", "max_embedding_tokens_per_run"), "none")
     after = collections.change(connection, "docs", parse_settings({**cleared, "include": "", "exclude": ""})).settings
     assert (after.dimensions, after.chunk_tokens, after.chunk_overlap) == (None, None, None)
     assert (after.include, after.exclude, after.max_embedding_tokens_per_run) == ((), (), None)
@@ -156,12 +155,12 @@ MISFITS = [
 
 def test_settings_that_do_not_fit_together_are_refused_and_nothing_changes(connection, tmp_path):
     before = collections.add(connection, "docs", str(tmp_path), SMALL)
-    for settings, named in MISFITS:
+    for misfit, named in MISFITS:
         with pytest.raises(UsageError) as error:
-            collections.add(connection, "other", str(tmp_path), {**SMALL, **settings})
+            collections.add(connection, "other", str(tmp_path), {**SMALL, **misfit})
         assert named in str(error.value)
         with pytest.raises(UsageError) as error:
-            collections.change(connection, "docs", settings)
+            collections.change(connection, "docs", misfit)
         assert named in str(error.value)
     assert collections.list_all(connection) == [before]
 
@@ -172,7 +171,7 @@ def test_a_text_search_configuration_is_kept_as_the_server_names_it(connection, 
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("chosen", "expected"),
     [
         (SMALL, (512, 64)),
         (LOCAL, (192, 0)),
@@ -183,9 +182,9 @@ def test_a_text_search_configuration_is_kept_as_the_server_names_it(connection, 
         ({**LOCAL, "chunk_tokens": 100}, (100, 0)),
     ],
 )
-def test_chunks_are_sized_as_set_else_as_suits_the_model(settings, expected):
-    settings = CollectionSettings(**settings)
-    assert collections.chunk_size(settings, embedding_model(settings.embedding_model)) == expected
+def test_chunks_are_sized_as_set_else_as_suits_the_model(chosen, expected):
+    chosen = CollectionSettings(**chosen)
+    assert collections.chunk_size(chosen, embedding_model(chosen.embedding_model)) == expected
     assert ChunkSettings(*expected).chunk_overlap * 2 <= expected[0]
 
 

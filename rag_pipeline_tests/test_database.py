@@ -41,7 +41,8 @@ def test_two_processes_migrate_an_empty_database_at_once(empty_database_url):
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
         processes = [subprocess.Popen([sys.executable, "-c", program, empty_database_url]) for _ in range(2)]
-        waiting = "SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        waiting = """SELECT count(*) = 2 FROM pg_locks JOIN pg_database d ON d.oid = database
+                     WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"""
         eventually(lambda: connection.execute(waiting).fetchone()[0], 60)
         connection.execute("SELECT pg_advisory_unlock(%s)", [MIGRATION_LOCK])
         assert [process.wait(60) for process in processes] == [0, 0]
@@ -85,7 +86,7 @@ def test_a_database_of_another_encoding_is_refused(services, empty_database_url)
     with psycopg.connect(services.database_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     try:
-        with pytest.raises(ServiceError, match="LATIN1.*UTF8"):
+        with pytest.raises(ServiceError, match=r"LATIN1.*UTF8"):
             migrate(services.database_url.replace("/rag?", "/latin1?"))
     finally:
         with psycopg.connect(services.database_url, autocommit=True) as connection:

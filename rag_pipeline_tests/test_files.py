@@ -303,8 +303,8 @@ def test_the_globs_of_a_setting_either_fail_by_name_or_work(globs):
     from rag_pipeline.core.errors import UsageError
 
     try:
-        settings = parse_settings({"include": ",".join(globs)})
+        parsed = parse_settings({"include": ",".join(globs)})
     except UsageError as error:
         assert re.match("include=", str(error))
         return
-    files._filter(settings["include"], ())("a/b.txt")
+    files._filter(parsed["include"], ())("a/b.txt")

@@ -9,7 +9,7 @@ from rag_pipeline.core import collections
 from rag_pipeline.core.errors import SourceError
 from rag_pipeline.core.stages import raw_files
 from rag_pipeline.core.stages.raw_files import SMALL_REMOVAL, FilesReport, update_manifest
-from rag_pipeline_tests.pipelines import Pipeline
+from rag_pipeline_tests.pipelines import UNPARSABLE, Pipeline
 
 
 def update(pipeline: Pipeline, **options: bool) -> FilesReport:
@@ -180,6 +180,20 @@ def test_a_file_that_becomes_unreadable_stays_served_as_it_was(pipeline, monkeyp
     pipeline.run()
     assert pipeline.failures() == {}
     assert (pipeline.found("apples"), pipeline.found("pears")) == (set(), {"a.txt"})
+
+
+def test_what_is_unreadable_is_said_to_be_whatever_became_of_its_last_version(pipeline, monkeypatch):
+    pipeline.write("a.txt", UNPARSABLE)
+    pipeline.write("b.txt", "Apples are red.")
+    pipeline.run()
+    pipeline.write("b.txt", "Pears are green.")
+    update(pipeline)  # and the run ended
+    pipeline.write("a.txt", "Never seen.")
+    pipeline.write("b.txt", "Never seen.")
+    with monkeypatch.context() as patch:
+        refuse(patch, "a.txt", "b.txt")
+        pipeline.run()
+        assert pipeline.failures() == {"a.txt": "unreadable", "b.txt": "unreadable"}
 
 
 def test_an_unreadable_file_that_is_deleted_is_forgotten(pipeline, monkeypatch):

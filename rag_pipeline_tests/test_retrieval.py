@@ -189,7 +189,7 @@ def test_k_hits_come_back_though_the_graph_gives_up_among_rows_that_nobody_may_s
     fruit.connection.execute(
         """INSERT INTO rag.chunking SELECT 'docs', sha256(n::text::bytea), 'x', 1, 1 FROM generate_series(1, 5000) n;
            INSERT INTO rag.token_chunk
-           SELECT 'docs', sha256(n::text::bytea), 0, 0, 1, 1, NULL, NULL, '{}', '', '', sha256(('elsewhere' || n)::bytea)
+           SELECT 'docs', sha256(n::text::bytea), 0, 0, 1, 1, NULL, NULL, '{}', '', '', sha256(('other' || n)::bytea)
            FROM generate_series(1, 5000) n;
            INSERT INTO rag.document (collection, path, size, chunk_key, published_chunk_key)
            SELECT 'docs', n, 1, sha256(n::text::bytea), sha256(n::text::bytea) FROM generate_series(1, 5000) n;

@@ -157,7 +157,10 @@ def test_the_starting_process_says_nothing_and_its_servers_outlive_its_terminal(
 
 
 def test_no_server_listens_on_a_network_or_to_other_users(home: Path) -> None:
-    sockets = (Path(start_postgres(home).partition("host=")[2].partition("&")[0]) / ".s.PGSQL.5432", Path(start_valkey(home)[7:-5]))
+    sockets = (
+        Path(start_postgres(home).partition("host=")[2].partition("&")[0]) / ".s.PGSQL.5432",
+        Path(start_valkey(home)[7:-5]),
+    )
     for path in sockets:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(path.stat().st_mode) == 0o700

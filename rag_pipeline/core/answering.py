@@ -34,9 +34,12 @@ SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s|$)|(?=\n|$)|[。！？])")
 WORD = re.compile(r"\w+")
 
 STOP_WORDS = frozenset(
-    """a about an and any are as at be been but by can could did do does for from had has have how i if in into is it its me my
-    no not of on or our should so that the their them then there these they this to was we were what when where which who
-    why will with without would you your""".split()
+    re.findall(
+        r"\w+",
+        """a about an and any are as at be been but by can could did do does for from had has have how i if in into is
+        it its me my no not of on or our should so that the their them then there these they this to was we were what
+        when where which who why will with without would you your""",
+    )
 )
 
 
@@ -69,9 +72,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Answer:
-    """`kind` is generated (by `model`) or extractive (quoted sentences, no model). `cost_usd` is None where no price is known.
+    """`kind` is generated (by `model`) or extractive (quoted sentences, no model).
 
-    `citations_dropped` counts citations in the model's reply that named no passage.
+    `cost_usd` is None where no price is known. `citations_dropped` counts citations in the model's reply that
+    named no passage.
     """
 
     question: str

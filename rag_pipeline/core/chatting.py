@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import ChatModel, chat_model
-from rag_pipeline.core.providers.openai import OPENAI_URL
+from rag_pipeline.core.providers.openai import OPENAI_URL, connect_client, shown_url
 
 if TYPE_CHECKING:
     import openai
@@ -37,13 +37,14 @@ class OpenAIChat:
     def __init__(self, model: ChatModel, api_key: str, base_url: str | None):
         self.model = model
         self._api_key = api_key
-        self._base_url = base_url or OPENAI_URL
+        self._full_url = base_url or OPENAI_URL
+        self._base_url = shown_url(self._full_url)
 
     def complete(self, instructions: str, prompt: str) -> Reply:
         """See `ChatProvider.complete`; rate limits and failures that may pass are retried by the client."""
         import openai
 
-        client = openai.OpenAI(api_key=self._api_key, base_url=self._base_url, timeout=TIMEOUT_S)
+        client = connect_client(self._api_key, self._full_url, timeout=TIMEOUT_S)
         try:
             response = client.chat.completions.create(
                 model=self.model.provider_name,

@@ -145,7 +145,7 @@ def _from_row(name: str, source: str, settings: dict, active_index: int | None) 
 
 
 def _explicit(settings: CollectionSettings) -> dict[str, object]:
-    """What differs from the defaults, and the model: a default that improves reaches the collections that left it alone."""
+    """What differs from the defaults, and the model: a better default reaches the collections that left it alone."""
     return {
         f.name: value
         for f in fields(settings)
@@ -154,7 +154,7 @@ def _explicit(settings: CollectionSettings) -> dict[str, object]:
 
 
 def chunk_size(settings: CollectionSettings, model: EmbeddingModel) -> tuple[int, int]:
-    """The tokens of a chunk and of its overlap with the next: as they are set, else as they suit the model and each other."""
+    """The tokens of a chunk and of its overlap with the next: as they are set, else as suits the model."""
     tokens, overlap = (512, 64) if model.max_input_tokens >= 512 else (192, 0)
     if settings.chunk_tokens is not None:
         tokens = settings.chunk_tokens

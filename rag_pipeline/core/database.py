@@ -32,8 +32,8 @@ def connect(database_url: str, *, autocommit: bool = True) -> Connection:
 def migrate(database_url: str) -> None:
     """Bring the schema to the version this code was written for. Safe to call from several processes at once.
 
-    Raises ServiceError when the server cannot be reached, its encoding is not UTF8, its pgvector is too old, or its schema
-    is newer than this code.
+    Raises ServiceError when the server cannot be reached, its encoding is not UTF8, its pgvector is too old, or its
+    schema is newer than this code.
     """
     migrations = _migrations()
     with _open(database_url, autocommit=True) as connection:

@@ -138,32 +138,34 @@ def embed_stream(
             finish(wait(pending, return_when=FIRST_COMPLETED).done)
         pending[executor.submit(asking.ask, batch)] = batch
 
-    with ThreadPoolExecutor(provider.in_flight, thread_name_prefix="embedding") as executor:
-        try:
-            batch = _Batch(provider)
-            for window in _windows(inputs):
-                fresh = {input.hash: input for input in window if input.hash not in in_hand}
-                report.inputs += len(fresh)
-                known = cache.get_many(list(fresh))
-                if known:
-                    report.cached += len(known)
-                    store([(hash, fresh[hash].text, vector) for hash, vector in known.items()])
-                    progress(report.cached + report.requested)
-                if report.stopped:
-                    continue
-                for input in _counted([input for hash, input in fresh.items() if hash not in known], provider):
-                    in_hand.add(input.hash)
-                    for full in batch.add(input):
-                        submit(full)
-                finish(wait(pending, timeout=0).done)
-            if batch.inputs:
-                submit(batch.inputs)
-            while pending:
-                finish(wait(pending, return_when=FIRST_COMPLETED).done)
-        except BaseException:
-            asking.stop.set()
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    executor = ThreadPoolExecutor(provider.in_flight, thread_name_prefix="embedding")
+    try:
+        batch = _Batch(provider)
+        for window in _windows(inputs):
+            fresh = {input.hash: input for input in window if input.hash not in in_hand}
+            report.inputs += len(fresh)
+            known = cache.get_many(list(fresh))
+            if known:
+                report.cached += len(known)
+                store([(hash, fresh[hash].text, vector) for hash, vector in known.items()])
+                progress(report.cached + report.requested)
+            if report.stopped:
+                continue
+            for input in _counted([input for hash, input in fresh.items() if hash not in known], provider):
+                in_hand.add(input.hash)
+                for full in batch.add(input):
+                    submit(full)
+            finish(wait(pending, timeout=0).done)
+        if batch.inputs:
+            submit(batch.inputs)
+        while pending:
+            finish(wait(pending, return_when=FIRST_COMPLETED).done)
+    except BaseException:
+        asking.stop.set()
+        raise
+    finally:
+        # After an interruption nobody waits for the answers that are under way; they are paid for and still get cached.
+        executor.shutdown(wait=False, cancel_futures=True)
     report.cost_usd = provider.model.cost(report.tokens)
     return report
 

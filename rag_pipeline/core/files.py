@@ -16,7 +16,7 @@ from fsspec.utils import glob_translate
 from rag_pipeline.core.collections import Collection
 from rag_pipeline.core.errors import SourceError
 
-# A file this young may be written to again within the same tick of its file system's clock, so that its time tells nothing.
+# A file this young may be written to again within the same tick of its file system's clock: its time tells nothing.
 YOUNG_NS = 2_000_000_000
 
 
@@ -42,7 +42,7 @@ class Listing:
 
 
 def list_source(collection: Collection) -> Listing:
-    """Every file of the source that the collection's globs let in. Raises SourceError unless the listing is complete."""
+    """Every file of the source that the collection's globs let in. Raises SourceError when the listing is not whole."""
     wanted = _filter(collection.settings.include, collection.settings.exclude)
     files, skipped = {}, 0
     walk = _walk_remote if "://" in collection.source else _walk_local
@@ -95,7 +95,7 @@ def _walk_local(source: str) -> Iterator[SourceFile | None]:
 
 
 def _stays_inside(target: str | None, root: str, ancestors: tuple[str, ...]) -> bool:
-    """Whether a symbolic link may be followed: to what exists below the source, and not to a folder that holds the link."""
+    """Whether a symbolic link may be followed: to what exists below the source, but no folder that holds the link."""
     return target is None or (
         target.startswith(root + os.sep) and target not in ancestors and os.path.exists(target)  # noqa: PTH110
     )
@@ -130,7 +130,7 @@ def _walk_remote(source: str) -> Iterator[SourceFile | None]:
 
 
 def _remote_version(entry: dict) -> tuple[str | None, float]:
-    """A remote file's stamp and time, each under the names that the file systems give them; no stamp where there is neither."""
+    """A remote file's stamp and time, under the names that file systems give them; no stamp where there is neither."""
     etag = entry.get("ETag") or entry.get("etag")
     times = (entry.get(key) for key in ("LastModified", "last_modified", "mtime", "updated", "created"))
     modified = next((time for time in times if isinstance(time, datetime | int | float)), None)

@@ -1,7 +1,7 @@
 """Vector indexes: one partition of `rag.indexed_chunk` each, with one HNSW graph and one GIN index over its rows.
 
-A collection serves from its active index. A change that would reshape it, or outgrow it, is prepared in another one built
-beside it, and takes effect when `pgvector_index` switches to that.
+A collection serves from its active index. A change that would reshape it, or outgrow it, is prepared in another one
+built beside it, and takes effect when `pgvector_index` switches to that.
 """
 
 from collections.abc import Sequence

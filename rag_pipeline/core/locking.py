@@ -1,4 +1,4 @@
-"""One writer a collection: a PostgreSQL advisory lock, which the server releases when its holder is gone, however it went."""
+"""One writer a collection: a PostgreSQL advisory lock, which the server releases when its holder is gone, somehow."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

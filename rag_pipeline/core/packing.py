@@ -48,7 +48,7 @@ class Packer:
             cut, rank = self._cut(begin, fresh, stop, budget)
             if begin < fresh and rank > _WHOLE:
                 begin = fresh
-                cut, _ = self._cut(begin, fresh, stop, budget)
+                continue
             yield begin, self._stop(begin, cut)
             previous, fresh = fresh, self._begin(cut, stop)
             begin = (overlap and self._overlap(previous, cut, overlap)) or fresh

@@ -49,7 +49,7 @@ class AlsoIn:
 
 @dataclass(frozen=True)
 class Hit:
-    """A unique published content, at the first place it stands: the span [start, end) of that document's parsed text."""
+    """A unique published content, at the first place it stands: the span [start, end) of that document's text."""
 
     rank: int
     score: float
@@ -272,8 +272,8 @@ def _statement(index: VectorIndex, *, with_vector: bool, with_text: bool, exact:
 def _text_leg(index: VectorIndex, published: sql.SQL) -> sql.Composed:
     """The chunks that say the question's words, ranked by BM25 (Robertson and Zaragoza, 2009; idf as in Lucene).
 
-    Every chunk with one of the rarest words is ranked, by all the words: common ones alone make no good hit, and reading
-    half of a collection to find that out would be dear.
+    Every chunk with one of the rarest words is ranked, by all the words: common ones alone make no good hit, and
+    reading half of a collection to find that out would be dear.
     """
     return sql.SQL(
         """SELECT content_hash, row_number() OVER (ORDER BY weight DESC, content_hash) AS rank, weight AS similarity
@@ -296,7 +296,8 @@ def _text_leg(index: VectorIndex, published: sql.SQL) -> sql.Composed:
                    SELECT content_hash,
                           sum(idf * frequency * (%(k1)s + 1)
                               / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length(terms) / usual_length))) AS weight
-                   FROM size, candidate, word, LATERAL (SELECT rag.frequency(terms, query) AS frequency OFFSET 0) AS said
+                   FROM size, candidate, word,
+                        LATERAL (SELECT rag.frequency(terms, query) AS frequency OFFSET 0) AS said
                    WHERE frequency > 0
                    GROUP BY content_hash ORDER BY weight DESC, content_hash OFFSET 0) AS i
                WHERE (SELECT {published})

@@ -13,8 +13,9 @@ from rag_pipeline.core.models import embedding_model
 
 @dataclass(frozen=True)
 class Status:
-    """`documents` has total, indexed (served), pending, failed (newest version not served) and stale (failed, but served
-    in an older version); `failures` are {path, stage, reason, detail}; `index` has model, dimensions, rows and bytes."""
+    """`documents` has total, indexed (served), pending, failed (newest version not served) and stale (failed, but
+    served in an older version); `failures` are {path, stage, reason, detail}; `index` has model, dimensions, rows and
+    bytes."""
 
     collection: str
     documents: dict[str, int]
@@ -75,7 +76,8 @@ def show_document(connection: Connection, name: str, path: str) -> dict[str, obj
     get(connection, name)
     with connection.cursor(row_factory=dict_row) as cursor:
         document = cursor.execute(
-            """SELECT d.collection, d.path, d.media_type, d.size, d.modified::text, encode(d.content_hash, 'hex') AS content_hash,
+            """SELECT d.collection, d.path, d.media_type, d.size, d.modified::text,
+                      encode(d.content_hash, 'hex') AS content_hash,
                       d.published_chunk_key IS NOT NULL AS indexed, d.pending, d.failure_stage, d.failure_reason,
                       d.failure_detail, p.metadata, p.text, p.elements
                FROM rag.document d

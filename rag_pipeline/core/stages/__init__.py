@@ -1,1 +1,1 @@
-"""The five stages, one file each, named after their assets: select what is missing, make it in batches, commit each batch."""
+"""The five stages, one file each, named after their assets: select what is missing, make it, commit each batch."""

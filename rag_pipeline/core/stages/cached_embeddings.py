@@ -1,4 +1,4 @@
-"""cached_embeddings: a vector in the index for every chunk, from a sibling index, the cache or the provider, in that order."""
+"""cached_embeddings: a vector in the index for every chunk: from a sibling index, else the cache, else the provider."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from rag_pipeline.core.indexing import (
 
 @dataclass
 class IndexedReport:
-    """What this stage did: `copied` vectors from a sibling index, `inserted` rows in all, and what the embedding cost."""
+    """What this stage did: `copied` vectors from a sibling index, `inserted` rows in all, what the embedding cost."""
 
     index: VectorIndex
     copied: int
@@ -38,8 +38,8 @@ def embed_chunks(
 ) -> IndexedReport:
     """Give every chunk that waits for publication its row in the target index; readers do not see it yet.
 
-    What the provider refuses is recorded on the documents concerned and reported, not raised: `pgvector_index` publishes
-    all the others first.
+    What the provider refuses is recorded on the documents concerned and reported, not raised: `pgvector_index`
+    publishes all the others first.
     """
     _clear_failures(connection, collection.name)
     index = choose_target(connection, collection, provider.model)
@@ -63,7 +63,7 @@ def _inputs(connection: Connection, index: VectorIndex) -> Iterator[EmbeddingInp
     with connection.cursor(name="missing_chunks", withhold=True) as cursor:
         cursor.execute(
             sql.SQL(
-                """SELECT k.parse_key, c.prefix, c.span_start, c.span_end, c.suffix, c.content_hash
+                """SELECT k.parse_key, c.prefix, c.span_start, c.span_end, c.suffix, c.content_hash, c.tokens
                    FROM (SELECT DISTINCT ON (content_hash) * FROM ({missing}) AS every
                          ORDER BY content_hash, chunk_key, ordinal) AS c
                    JOIN rag.chunking k USING (collection, chunk_key)
@@ -72,14 +72,16 @@ def _inputs(connection: Connection, index: VectorIndex) -> Iterator[EmbeddingInp
             {"collection": index.collection, "index": index.id},
         )
         current, text = None, ""
-        for parse_key, prefix, start, end, suffix, content_hash in cursor:
+        for parse_key, prefix, start, end, suffix, content_hash, tokens in cursor:
             if parse_key != current:
                 current = parse_key
                 (text,) = connection.execute(
                     "SELECT text FROM rag.parsed_text WHERE collection = %s AND parse_key = %s",
                     [index.collection, parse_key],
                 ).fetchone()
-            yield EmbeddingInput(content_hash, prefix + text[start:end] + suffix)
+            # A token has a byte at least: no batch is larger than it says, and nothing is counted twice.
+            at_most = tokens + len(prefix.encode()) + len(suffix.encode())
+            yield EmbeddingInput(content_hash, prefix + text[start:end] + suffix, at_most)
 
 
 def _clear_failures(connection: Connection, name: str) -> None:

@@ -80,11 +80,15 @@ def _rekey(connection: Connection, name: str) -> None:
 
 
 def _adopt(connection: Connection, name: str) -> None:
-    """Point the documents at the parses that exist, whoever made them: a parse that failed moves no pointer."""
+    """Point the documents at the parses that exist, whoever made them: a parse that failed moves no pointer.
+
+    What cannot be read any more stays so, whatever becomes of the version that could.
+    """
     connection.execute(
         """UPDATE rag.document d
            SET parse_key = d.wanted_parse_key, chunk_key = rag.chunk_key(d.wanted_parse_key, c.chunker_fingerprint),
-               failure_stage = NULL, failure_reason = NULL, failure_detail = NULL
+               (failure_stage, failure_reason, failure_detail) = (
+                   SELECT d.failure_stage, d.failure_reason, d.failure_detail WHERE d.failure_stage = 'raw_files')
            FROM rag.parsed_text p, rag.collection c
            WHERE d.collection = %(name)s AND d.pending AND NOT d.removed
                  AND d.wanted_parse_key IS DISTINCT FROM d.parse_key
@@ -97,6 +101,7 @@ def _adopt(connection: Connection, name: str) -> None:
            SET failure_stage = 'parsed_text', failure_reason = p.failure_reason, failure_detail = p.failure_detail
            FROM rag.parsed_text p
            WHERE d.collection = %(name)s AND d.pending AND NOT d.removed
+                 AND d.failure_stage IS DISTINCT FROM 'raw_files'
                  AND p.collection = d.collection AND p.parse_key = d.wanted_parse_key AND p.failure_reason IS NOT NULL
                  AND (d.failure_stage, d.failure_reason, d.failure_detail)
                      IS DISTINCT FROM ('parsed_text', p.failure_reason, p.failure_detail)""",
@@ -168,7 +173,8 @@ def _count(report: ParseReport, outcome: Outcome) -> None:
         change = (path, len(outcome.parsed.text), len(outcome.parsed.elements), "")
     elif outcome.failure:
         report.failed += 1
-        change = (path, 0, 0, f"{outcome.failure.reason}: {outcome.failure.detail}")
+        # Not the detail, which may quote the document: the report goes where `rag forget` does not reach.
+        change = (path, 0, 0, outcome.failure.reason)
     else:
         report.postponed += 1
         change = (path, 0, 0, "changed while it was read")

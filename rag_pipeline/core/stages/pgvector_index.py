@@ -34,7 +34,7 @@ class IndexReport:
 
 
 def publish_documents(connection: Connection, collection: Collection) -> IndexReport:
-    """Publish every document that is whole in the target index, and every removal, in one transaction; then clean up."""
+    """Publish every document that is whole in the target index, and every removal, together; then clean up."""
     report = IndexReport()
     index = target_index(connection, collection.name)
     if index is not None and not index.active:
@@ -114,7 +114,7 @@ def _switch(connection: Connection, index: VectorIndex) -> None:
 
 
 def _remove(connection: Connection, name: str, report: IndexReport) -> None:
-    """Drop removed documents; a moved one's old path stays until its new path is published, or is known not to parse."""
+    """Drop removed documents; a moved one's old path stays until the new one is published, or is known not to parse."""
     removed = connection.execute(
         """DELETE FROM rag.document d
            WHERE collection = %(collection)s AND pending AND removed

@@ -149,8 +149,10 @@ def _store(
             report.unchanged += 1
         if manifest[file.path] != known:
             readable.append(
-                (name, file.path, file.stamp, file.size, file.modified, read.content_hash, read.media_type)
-                + (read.content_hash, read.media_type, str(PARSER_VERSION))
+                (
+                    *(name, file.path, file.stamp, file.size, file.modified, read.content_hash, read.media_type),
+                    *(read.content_hash, read.media_type, str(PARSER_VERSION)),
+                )
             )
     with connection.cursor() as cursor:
         cursor.executemany(
