@@ -12,6 +12,7 @@ from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 
 from rag_pipeline.core.collections import list_all
+from rag_pipeline.core.database import MIGRATION_LOCK
 from rag_pipeline.core.locking import writer
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import PROJECT
@@ -60,11 +61,17 @@ def dagster_instance(runtime: Runtime) -> Iterator["DagsterInstance"]:
 
     # What a command prints is for its terminal: no file is to catch it, as for runs in the background.
     nothing = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
-    with DagsterInstance.from_ref(InstanceRef.from_dir(str(PROJECT), overrides={"compute_logs": nothing})) as instance:
+    reference = InstanceRef.from_dir(str(PROJECT), overrides={"compute_logs": nothing})
+    with runtime.connect() as connection:
+        with connection.transaction():
+            # At the first use Dagster makes its tables: one process at a time.
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
+            instance = DagsterInstance.from_ref(reference)
+        names = [collection.name for collection in list_all(connection)]
+    with instance:
         # Connections are held, as Dagster's web server does it, instead of opened for each of a run's many queries.
         instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
-        with runtime.connect() as connection:
-            sync_partitions(instance, [collection.name for collection in list_all(connection)])
+        sync_partitions(instance, names)
         yield instance
 
 

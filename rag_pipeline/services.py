@@ -54,14 +54,15 @@ def start_postgres(home: Path) -> str:
     """
     server = _Server.postgres(home)
 
-    url = f"postgresql://postgres:@/rag?host={server.socket.parent}&port=5432"
+    def url() -> str:
+        return f"postgresql://postgres:@/rag?host={server.socket.parent}&port=5432"
 
     def answers() -> bool:
         # A stopped or swamped server leaves its callers waiting in the kernel's queue: hence the timeout.
-        return psycopg.pq.PGconn.ping(f"{url}&connect_timeout=5".encode()) == psycopg.pq.Ping.OK
+        return psycopg.pq.PGconn.ping(f"{url()}&connect_timeout=5".encode()) == psycopg.pq.Ping.OK
 
     _start(server, answers, _launch_postgres)
-    return url
+    return url()
 
 
 def start_valkey(home: Path) -> str:

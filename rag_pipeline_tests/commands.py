@@ -103,6 +103,9 @@ def rag(
             "RAG_DATABASE_URL": module_database_url,
             "RAG_REDIS_URL": redis_url,
             "RAG_DOCUMENTS": str(tmp_path),
+            # Set to nothing, so that a developer's `.env` does not set them.
+            "RAG_EMBEDDING_MODEL": "",
+            "RAG_CHAT_MODEL": "",
             "OPENAI_API_KEY": "stand-in",
             "OPENAI_BASE_URL": server.url,
         }

@@ -223,6 +223,16 @@ def test_plain_dagster_materializes_what_rag_env_points_at(rag, handbook, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["handbook"]
 
 
+def test_two_commands_at_once_make_the_tables_of_a_new_database(rag, handbook, tmp_path, empty_database_url):
+    new = Command(rag.environment | {"RAG_DATABASE_URL": empty_database_url})
+    (other := tmp_path / "other").mkdir()
+    processes = [new.start("ingest", folder) for folder in (handbook, other)]
+    assert [(done.status, done.said) for done in map(Done.of, processes)] == [(0, ""), (0, "")]
+    with opened(new) as instance:
+        assert set(instance.get_dynamic_partitions(collections_partitions.name)) == {"handbook", "other"}
+        assert [run.status.value for run in instance.get_runs()] == ["SUCCESS", "SUCCESS"]
+
+
 def test_definitions_are_valid_without_a_warning(rag, tmp_path):
     done = shell(rag, tmp_path, 'eval "$(rag env)" && dagster definitions validate -m rag_pipeline.definitions')
     assert done.status == 0, done.err

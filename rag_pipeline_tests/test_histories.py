@@ -197,7 +197,7 @@ def history(
 
 
 def test_any_history_ends_as_a_clean_build(history):
-    history(12, 14)
+    history(16, 16)
 
 
 @pytest.mark.slow
