@@ -316,9 +316,8 @@ def test_a_key_that_is_refused_while_asking(indexed, server):
 
 def test_a_key_that_is_missing(rag, handbook, parsing_in_process):
     model = {"RAG_EMBEDDING_MODEL": "openai/text-embedding-3-small", "OPENAI_API_KEY": ""}
-    assert rag("ingest", handbook, **model).reason == (
-        "openai/text-embedding-3-small needs an API key: set OPENAI_API_KEY"
-    )
+    reason = rag("ingest", handbook, **model).reason
+    assert reason.endswith("openai/text-embedding-3-small needs an API key: set OPENAI_API_KEY")
 
 
 def test_without_a_chat_model_the_answer_is_extractive_and_says_so(indexed, monkeypatch):

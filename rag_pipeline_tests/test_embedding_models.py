@@ -2,9 +2,8 @@
 
 import pytest
 
-from rag_pipeline.core.errors import ProviderError, UsageError
+from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.models import chat_model, embedding_model
-from rag_pipeline.core.providers import connect_provider
 
 
 def test_known_models_carry_their_limits_and_price():
@@ -47,8 +46,3 @@ def test_chat_models():
     assert unknown.context_tokens > 0
     with pytest.raises(UsageError, match="openai/MODEL"):
         chat_model("llama3")
-
-
-def test_a_missing_key_is_named():
-    with pytest.raises(ProviderError, match="OPENAI_API_KEY"):
-        connect_provider(embedding_model("openai/text-embedding-3-small"))

@@ -359,3 +359,20 @@ def test_publishing_without_an_index_carries_removals_out(pipeline):
     update_manifest(pipeline.connection, pipeline.collection)
     assert publish_documents(pipeline.connection, pipeline.collection).removed == 1
     assert pipeline.rows("SELECT * FROM rag.document") == []
+
+
+def test_a_run_that_would_cost_too_much_asks_nothing_and_still_removes(fruit, server):
+    fruit.change(max_embedding_tokens_per_run=5)
+    server.requests.clear()
+    fruit.write("figs.txt", "Figs are purple and sweet, and they are eaten fresh or dried.")
+    fruit.delete("apples.txt")
+    run = fruit.run()
+    assert "max_embedding_tokens_per_run=5" in run.embedded.embedding.stopped
+    assert not server.requests
+    assert fruit.failures() == {"figs.txt": "stopped"}
+    assert fruit.found("apples") == set()
+
+    fruit.change(max_embedding_tokens_per_run=1000)
+    fruit.run()
+    assert fruit.found("figs") == {"figs.txt"}
+    fruit.assert_clean()

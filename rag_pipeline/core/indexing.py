@@ -191,7 +191,12 @@ def build_graph(connection: Connection, index: VectorIndex) -> None:
             )
         )
         _count_words(connection, index)
-    connection.execute(sql.SQL("ANALYZE {table}").format(table=index.table))
+    # A new index comes with many new rows elsewhere; until they are counted the planner takes them for none.
+    connection.execute(
+        sql.SQL("ANALYZE {table}, rag.document, rag.chunking, rag.token_chunk, rag.index_term").format(
+            table=index.table
+        )
+    )
 
 
 def drop_retired(connection: Connection, name: str) -> None:

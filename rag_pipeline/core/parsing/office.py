@@ -31,7 +31,7 @@ def parse_pptx(content: bytes, name: str) -> Draft:
             blocks.append(Block("title", element.text, page, 1))
         else:
             blocks.append(Block("list_item" if element.category == "ListItem" else "paragraph", element.text, page))
-    return Draft(blocks, metadata)
+    return Draft(blocks, {**metadata, "pages": "slides"})
 
 
 def parse_doc(content: bytes, name: str) -> Draft:

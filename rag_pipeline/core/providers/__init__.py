@@ -73,7 +73,7 @@ def connect_provider(
 ) -> Provider:
     """The provider of `model`; nothing is sent or loaded before the first text is asked.
 
-    `redis_url` is where rate limits are shared. Raises ProviderError for a key that is missing.
+    `redis_url` is where rate limits are shared. A key that is missing is told when the first text is asked.
     """
     if model.provider == "local":
         from rag_pipeline.core.providers.local import LocalProvider

@@ -68,10 +68,6 @@ class OpenAIProvider:
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
     ):
-        if not api_key:
-            raise ProviderError(f"{model.name} needs an API key: set OPENAI_API_KEY")
-        if not (api_key.isascii() and api_key.isprintable()):
-            raise ProviderError("OPENAI_API_KEY holds characters that no key has: set it again")
         self.model = model
         self.base_url = shown_url(base_url or OPENAI_URL)
         self._api_key = api_key
@@ -91,6 +87,10 @@ class OpenAIProvider:
 
     def embed(self, texts: Sequence[str], *, tokens: int, hurry: bool, stop: threading.Event) -> Answer:
         """See `Provider.embed`. A person in a hurry is served at once, on the rate limits' credit."""
+        if not self._api_key:
+            raise ProviderStopped(f"{self.model.name} needs an API key: set OPENAI_API_KEY", requests=0)
+        if not (self._api_key.isascii() and self._api_key.isprintable()):
+            raise ProviderStopped("OPENAI_API_KEY holds characters that no key has: set it again", requests=0)
         requests = 0
         while True:
             wait = self._limit.reserve(tokens)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from psycopg import Connection, sql
 
@@ -16,6 +17,9 @@ from rag_pipeline.core.indexing import (
     insert_chunks,
     missing_chunks,
 )
+
+# Texts looked up at a time when a run is weighed before it may ask.
+CACHE_WINDOW = 512
 
 
 @dataclass
@@ -51,9 +55,15 @@ def embed_chunks(
         def store(rows: list) -> None:
             report.inserted += insert_chunks(connection, index, rows)
 
-        report.embedding = embed_stream(
-            _inputs(connection, index), provider, cache, store, progress=lambda done: progress(done, total)
-        )
+        most = collection.settings.max_embedding_tokens_per_run
+        if most is not None and (tokens := _tokens_to_ask(connection, index, cache)) > most:
+            report.embedding.stopped = (
+                f"about {tokens:,} tokens would be asked for, more than max_embedding_tokens_per_run={most}: raise it"
+            )
+        else:
+            report.embedding = embed_stream(
+                _inputs(connection, index), provider, cache, store, progress=lambda done: progress(done, total)
+            )
         _record_failures(connection, index, report.embedding)
     return report
 
@@ -82,6 +92,15 @@ def _inputs(connection: Connection, index: VectorIndex) -> Iterator[EmbeddingInp
             # A token has a byte at least: no batch is larger than it says, and nothing is counted twice.
             at_most = tokens + len(prefix.encode()) + len(suffix.encode())
             yield EmbeddingInput(content_hash, prefix + text[start:end] + suffix, at_most)
+
+
+def _tokens_to_ask(connection: Connection, index: VectorIndex, cache: EmbeddingCache) -> int:
+    """The tokens of the missing texts that the cache does not know, at most."""
+    inputs, tokens = _inputs(connection, index), 0
+    while window := list(islice(inputs, CACHE_WINDOW)):
+        known = cache.get_many([each.hash for each in window])
+        tokens += sum(each.tokens for each in window if each.hash not in known)
+    return tokens
 
 
 def _clear_failures(connection: Connection, name: str) -> None:
