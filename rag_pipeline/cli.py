@@ -11,6 +11,7 @@ import psycopg
 from rag_pipeline.core import collections
 from rag_pipeline.core.collections import Collection
 from rag_pipeline.core.errors import RagError, UsageError
+from rag_pipeline.core.locking import writer
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import PROJECT, Settings
 
@@ -169,7 +170,9 @@ def collection_set(runtime: Runtime, name: str, assignments: tuple[str, ...]) ->
 def collection_remove(runtime: Runtime, name: str) -> None:
     """Drop a collection and everything derived from its files; the files stay."""
     with runtime.connect() as connection:
-        collections.remove(connection, name)
+        collections.get(connection, name)
+        with writer(connection, name, lambda: click.echo(f"waiting for a run of {name} to end", err=True)):
+            collections.remove(connection, name)
     _sync_partitions(runtime)
     click.echo(f"removed {name}")
 
@@ -312,6 +315,11 @@ def _collection_for(runtime: Runtime, connection, name_or_dir: str) -> str:
         raise UsageError(f"{name_or_dir} is neither a collection nor a folder: rag collection list shows what there is")
     source = collections.absolute_source(name_or_dir)
     name = Path(source).name
+    if not collections.is_name(name):
+        raise UsageError(
+            f"{name!r} cannot name a collection: give it another with rag collection add NAME --source "
+            f"{shlex.quote(source)}, then rag ingest NAME"
+        )
     known = collections.find(connection, name)
     if known is None:
         _add(runtime, connection, name, source, {})

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from psycopg import Connection
+from redis.connection import parse_url
 
 from rag_pipeline.core import database
 from rag_pipeline.core.cache import EmbeddingCache
@@ -11,6 +12,7 @@ from rag_pipeline.core.chatting import ChatProvider, connect_chat
 from rag_pipeline.core.chunking import ChunkSettings, InputLimit
 from rag_pipeline.core.collections import CollectionSettings, chunk_size
 from rag_pipeline.core.embedding import Provider, connect_provider
+from rag_pipeline.core.errors import ServiceError
 from rag_pipeline.core.models import EmbeddingModel, embedding_model
 from rag_pipeline.services import start_postgres, start_valkey
 from rag_pipeline.settings import Settings
@@ -31,7 +33,14 @@ class Runtime:
 
     @cached_property
     def redis_url(self) -> str:
-        return self.settings.redis_url or start_valkey(self.settings.home)
+        """The Redis to use, whether it answers or not. Raises ServiceError for a URL that is none."""
+        if self.settings.redis_url is None:
+            return start_valkey(self.settings.home)
+        try:
+            parse_url(self.settings.redis_url)
+        except ValueError:
+            raise ServiceError("RAG_REDIS_URL is no valid Redis URL: correct it, as redis://host:6379/0") from None
+        return self.settings.redis_url
 
     def connect(self) -> Connection:
         """A connection to the database, closed by whoever asked for it."""

@@ -80,6 +80,11 @@ def test_a_question_that_the_documents_do_not_answer_is_not_answered():
     assert result.text == "The documents of docs do not answer this question."
 
 
+@pytest.mark.parametrize("question", ["Who won the 1934 world cup in Uruguay?", "What is the population of the world?"])
+def test_a_common_word_is_no_answer(question):
+    assert not answer(question, hits("Hello, World!", "A test of the parser."), None).answered
+
+
 @pytest.mark.parametrize("chat", [None, Writes("never")])
 def test_without_hits_no_model_is_asked(chat):
     result = answer("What?", hits(question_tokens=3, cost_usd=0.1), chat)

@@ -345,3 +345,13 @@ def test_a_mass_removal_waits_for_consent(rag, tmp_path, parsing_in_process):
     assert "rag ingest many --allow-mass-removal" in done.err
     result = rag.done("ingest", "many", "--allow-mass-removal", "--json").json
     assert (result["files"]["removed"], result["chunks"]["total"]) == (11, 1)
+
+
+@pytest.mark.parametrize("url", ["blah", "redis://127.0.0.1:99999/0"])
+def test_a_redis_url_that_is_none_is_named(indexed, url):
+    assert "RAG_REDIS_URL is no valid Redis URL" in indexed("search", "handbook", "holidays", RAG_REDIS_URL=url).reason
+
+
+def test_a_folder_whose_name_is_no_collections_name_is_told_the_way_out(rag, tmp_path):
+    (tmp_path / "my docs!").mkdir()
+    assert "rag collection add NAME --source" in rag("ingest", tmp_path / "my docs!").reason

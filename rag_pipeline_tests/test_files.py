@@ -111,15 +111,12 @@ def test_odd_names_are_names(tmp_path):
             assert stream.read() == name.encode()
 
 
-def test_a_name_that_is_no_utf8_is_skipped_and_counted(tmp_path):
+def test_a_name_that_is_no_utf8_is_listed_with_escapes(tmp_path):
     folder = os.fsencode(tmp_path)
-    (tmp_path / "a.txt").touch()
-    for name in (b"latin1-\xe9.txt", b"folder-\xff"):
-        os.mkdir(os.path.join(folder, name)) if name.startswith(b"folder") else os.close(  # noqa: PTH102, PTH118
-            os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY)  # noqa: PTH118
-        )
-    listing = list_source(collection(tmp_path))
-    assert (set(listing.files), listing.skipped) == ({"a.txt"}, 2)
+    os.mkdir(os.path.join(folder, b"folder-\xff"))  # noqa: PTH102, PTH118
+    for name in (b"a.txt", b"latin1-\xe9.txt", b"folder-\xff/b.txt"):
+        os.close(os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY))  # noqa: PTH118
+    assert listed(tmp_path) == {"a.txt", "latin1-\\udce9.txt", "folder-\\udcff/b.txt"}
 
 
 @pytest.mark.parametrize(

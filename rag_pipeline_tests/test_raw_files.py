@@ -364,3 +364,12 @@ def test_an_include_glob_that_is_changed_adds_and_removes(pipeline):
     assert counts(pipeline.run().files) == {"seen": 1, "added": 1, "removed": 1, "skipped": 1}
     assert pipeline.found("apple") == {"b.md"}
     pipeline.assert_clean()
+
+
+def test_a_file_whose_name_is_no_utf8_is_recorded_with_what_to_do(pipeline):
+    pipeline.write("a.txt", "one")
+    os.rename(pipeline.folder / "a.txt", os.fsencode(pipeline.folder) + b"/lat\xe9.txt")  # noqa: PTH104
+    assert update(pipeline).unreadable == 1
+    assert pipeline.rows("SELECT path, failure_detail FROM rag.document WHERE collection = %(name)s") == [
+        ("lat\\udce9.txt", "it has gone, or its name is not valid UTF-8: then rename it")
+    ]

@@ -164,6 +164,10 @@ def _check_citations(text: str, passages: Sequence[Hit]) -> tuple[str, list[int]
 def _extract(question: str, hits: Hits, tokens: Tokens) -> Answer:
     """The sentences that share the most telling words with the question, each quoted with its citation."""
     wanted = _stems(question)
+    said = {stem for hit in hits for stem in _stems(" ".join((*hit.heading, hit.content)))}
+    if 2 * len(wanted & said) <= len(wanted):
+        # A word or two in common is what any text has with a question.
+        return _unanswered(Answer(question, "", False, "extractive", None, hits.cost_usd, (), tokens), hits)
     sentences = dict.fromkeys(
         (number, match[0].strip()) for number, hit in enumerate(hits, 1) for match in SENTENCE.finditer(hit.content)
     )

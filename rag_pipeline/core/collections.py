@@ -111,9 +111,14 @@ def remove(connection: Connection, name: str) -> None:
         connection.execute("DELETE FROM rag.collection WHERE name = %s", [name])
 
 
+def is_name(name: str) -> bool:
+    """Whether `name` can name a collection, a folder and a Dagster partition."""
+    return bool(NAME.fullmatch(name)) and name not in (".", "..") and "..." not in name
+
+
 def require_name(name: str) -> None:
-    """Raises UsageError unless `name` can name a collection, a folder and a Dagster partition."""
-    if not NAME.fullmatch(name) or name in (".", "..") or "..." in name:
+    """Raises UsageError unless `name` can name a collection."""
+    if not is_name(name):
         raise UsageError(
             f"{name!r} cannot name a collection: use 1 to 100 letters, digits, '-', '_' and '.' (and no '...')"
         )

@@ -56,7 +56,7 @@ def list_source(collection: Collection) -> Listing:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SourceError(
             f"cannot list {collection.source}, the source of {collection.name}: {reason}; "
-            "nothing was changed: make it readable, or name another with rag collection"
+            "nothing was changed: make it readable, and ingest again"
         ) from error
     return Listing(files, skipped)
 
@@ -80,10 +80,10 @@ def _walk_local(source: str) -> Iterator[SourceFile | None]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 target = os.path.realpath(entry.path) if entry.is_symlink() else None
-                if entry.name.startswith(".") or not _is_utf8(entry.name) or not _stays_inside(target, root, ancestors):
+                if entry.name.startswith(".") or not _stays_inside(target, root, ancestors):
                     yield None
                     continue
-                path = prefix + entry.name
+                path = prefix + _storable(entry.name)
                 if entry.is_dir():
                     folders.append((entry.path, path + "/", (*ancestors, target or f"{ancestors[-1]}/{entry.name}")))
                     continue
@@ -120,8 +120,8 @@ def _walk_remote(source: str) -> Iterator[SourceFile | None]:
             full_path = entry["name"].rstrip("/")
             if full_path == folder:  # an object store's marker of the folder itself
                 continue
-            path = full_path.removeprefix(root).lstrip("/")
-            if path.rpartition("/")[2].startswith(".") or not _is_utf8(path):
+            path = _storable(full_path.removeprefix(root).lstrip("/"))
+            if path.rpartition("/")[2].startswith("."):
                 yield None
             elif entry["type"] == "directory":
                 folders.append(full_path)
@@ -139,9 +139,9 @@ def _remote_version(entry: dict) -> tuple[str | None, float]:
     return stamp, seconds
 
 
-def _is_utf8(name: str) -> bool:
-    """Whether a file's name is valid UTF-8; another could not be stored, shown or asked for."""
-    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+def _storable(name: str) -> str:
+    """The name; with escapes in it where it is not valid UTF-8, so that it can be shown, though nothing opens by it."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _filter(include: Iterable[str], exclude: Iterable[str]) -> Callable[[str], bool]:

@@ -120,6 +120,8 @@ def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]
                 while block := stream.read(1 << 20):
                     digest.update(block)
             return ReadFile(file, digest.digest(), detect(head, file.path, None if "://" in where else Path(where)))
+        except FileNotFoundError:
+            return ReadFile(file, None, None, "it has gone, or its name is not valid UTF-8: then rename it")
         except OSError as error:
             return ReadFile(file, None, None, error.strerror or str(error))
 
