@@ -103,7 +103,7 @@ def main(socket: int, parser: str, seconds: float, limit_mb: int, file_mb: int) 
         limit_time(seconds)
         try:
             reply = answer(request, parse, file_mb)
-        except OSError:  # not there, or not to be read now: a reason to try again, and none to call the file corrupt
+        except FileNotFoundError:
             reply = Reply(missing=True)
         except ParseFailure as failure:
             reply = Reply(failure=failure)
