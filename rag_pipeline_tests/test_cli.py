@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rag_pipeline import cli
 from rag_pipeline.assets import stages
+from rag_pipeline.commands.documents import DEMO_QUESTIONS
 from rag_pipeline_tests.commands import Command
 
 NOWHERE = "127.0.0.1:9"  # the discard port, where nobody listens
@@ -85,7 +85,7 @@ def test_a_removed_collection_is_gone_and_its_files_stay(indexed, handbook):
 
 def test_demo_answers_three_questions_with_citations(rag, parsing_in_process):
     done = rag.done("demo")
-    for question in cli.DEMO_QUESTIONS:
+    for question in DEMO_QUESTIONS:
         assert question in done.out
     assert len(re.findall(r"^\[1\] demo/(README.md|docs/)", done.out, re.MULTILINE)) == 3
     # A second time it ingests nothing and answers again.

@@ -1,0 +1,136 @@
+"""`rag demo`, `ingest`, `status` and `show`: documents on their way into the index."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from rag_pipeline.commands.collections import add_collection
+from rag_pipeline.commands.common import as_json, print_json
+from rag_pipeline.core import collections
+from rag_pipeline.core.errors import UsageError
+from rag_pipeline.runtime import Runtime
+from rag_pipeline.settings import PROJECT
+
+DEMO = "demo"
+DEMO_QUESTIONS = (
+    "What happens when a file cannot be read?",
+    "How do I use my own OpenAI-compatible server?",
+    "How long are embeddings kept in the cache?",
+)
+
+
+@click.command()
+@click.pass_obj
+def demo(runtime: Runtime) -> None:
+    """Ingest this project's own documentation and ask it three questions."""
+    from rag_pipeline.client import Rag
+    from rag_pipeline.printing import print_answer
+
+    with runtime.connect() as connection:
+        if collections.find(connection, DEMO) is None:
+            settings = {"embedding_model": runtime.settings.embedding_model, "include": ("README.md", "docs/**")}
+            collections.add(connection, DEMO, str(PROJECT), settings)
+    _ingest(runtime, DEMO)
+    with Rag(runtime) as rag:
+        for question in DEMO_QUESTIONS:
+            click.secho(f"\n{question}", bold=True)
+            print_answer(rag.ask(DEMO, question))
+    click.echo(f'\nAsk your own: rag ask {DEMO} "..."   Your documents: rag ingest FOLDER')
+
+
+@click.command()
+@click.argument("name_or_dir")
+@click.option("--allow-mass-removal", is_flag=True, help="Consent to removing a large part of the collection.")
+@click.option("--retry-failed", is_flag=True, help="Parse again what failed before.")
+@as_json
+@click.pass_obj
+def ingest(runtime: Runtime, name_or_dir: str, allow_mass_removal: bool, retry_failed: bool, as_json: bool) -> None:
+    """Run the pipeline for a collection, or for a folder, which becomes the collection of its name."""
+    with runtime.connect() as connection:
+        name = _collection_for(runtime, connection, name_or_dir)
+        if retry_failed:
+            collections.forgive_failures(connection, name)
+    _ingest(runtime, name, allow_mass_removal=allow_mass_removal, as_json=as_json)
+
+
+@click.command()
+@click.argument("name", required=False)
+@as_json
+@click.pass_obj
+def status(runtime: Runtime, name: str | None, as_json: bool) -> None:
+    """What is indexed, what is not and why."""
+    from rag_pipeline.core.status import collection_status
+    from rag_pipeline.instance import last_run
+    from rag_pipeline.printing import print_status
+
+    with runtime.connect() as connection:
+        names = [name] if name else [c.name for c in collections.list_all(connection)]
+        reports = [
+            {**asdict(collection_status(connection, each)), "last_run": last_run(runtime, connection, each)}
+            for each in names
+        ]
+    if as_json:
+        print_json(reports[0] if name else {"collections": reports})
+        return
+    for report in reports:
+        print_status(report)
+    if not reports:
+        click.echo("no collections yet: rag ingest FOLDER makes one", err=True)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("path")
+@as_json
+@click.pass_obj
+def show(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
+    """One document as the pipeline sees it: its text, elements and chunks."""
+    from rag_pipeline.core.status import show_document
+    from rag_pipeline.printing import print_document
+
+    with runtime.connect() as connection:
+        document = show_document(connection, name, path)
+    if as_json:
+        print_json(document)
+    else:
+        print_document(document)
+
+
+def _ingest(runtime: Runtime, name: str, *, allow_mass_removal: bool = False, as_json: bool = False) -> None:
+    from rag_pipeline.ingesting import ingest
+    from rag_pipeline.printing import print_ingest
+    from rag_pipeline.terminal import progress
+
+    with progress() as shown:
+        result = ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print_ingest(result)
+
+
+def _collection_for(runtime: Runtime, connection, name_or_dir: str) -> str:
+    """The name of the collection that is meant, registered if it is a folder that is not yet one."""
+    if collections.NAME.fullmatch(name_or_dir) and collections.find(connection, name_or_dir):
+        return name_or_dir
+    folder = Path(name_or_dir).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"{name_or_dir} is neither a collection nor a folder: rag collection list shows what there is")
+    source = collections.absolute_source(name_or_dir)
+    name = Path(source).name
+    if not collections.is_name(name):
+        raise UsageError(
+            f"{name!r} cannot name a collection: give it another with rag collection add NAME --source "
+            f"{shlex.quote(source)}, then rag ingest NAME"
+        )
+    known = collections.find(connection, name)
+    if known is None:
+        add_collection(runtime, connection, name, source, {})
+    elif known.source != source:
+        raise UsageError(
+            f"collection {name} has another source, {known.source}: "
+            f"name this folder something else with rag collection add NAME --source {shlex.quote(source)}"
+        )
+    return name
