@@ -3,6 +3,7 @@
 import click
 
 from rag_pipeline.core.answering import Answer
+from rag_pipeline.core.forgetting import Forgotten
 from rag_pipeline.core.retrieval import Hits
 from rag_pipeline.ingesting import IngestResult
 
@@ -84,6 +85,20 @@ def print_document(document: dict) -> None:
         place = f"#{chunk['ordinal']} [{chunk['start']}:{chunk['end']}] {chunk['tokens']} tokens"
         click.secho(f"  {place}  {' › '.join(chunk['heading'])}", dim=True)
         click.echo(_indented(chunk["content"]))
+
+
+def print_forgotten(forgotten: Forgotten) -> None:
+    """What went, and where else the document or most of its text still is."""
+    for path in forgotten.paths:
+        click.echo(f"forgot {forgotten.collection}/{path}")
+    click.echo(f"{forgotten.rows} rows left the index; a file with these bytes is not taken in again")
+    for copy in forgotten.copies:
+        click.secho(f"the same bytes are in {copy['collection']}/{copy['path']}", fg="yellow")
+    for similar in forgotten.similar:
+        click.secho(
+            f"{similar['shared']} of its {similar['of']} chunks are also in {forgotten.collection}/{similar['path']}",
+            fg="yellow",
+        )
 
 
 def _place(collection: str, path: str, page: int | None, heading: tuple[str, ...]) -> str:

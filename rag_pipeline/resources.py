@@ -6,18 +6,21 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
-from dagster import InitResourceContext, resource
+from dagster import DagsterInstance, InitResourceContext, resource
 from psycopg import Connection
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core.collections import Collection, get
 from rag_pipeline.core.errors import UsageError
-from rag_pipeline.core.locking import writer
+from rag_pipeline.core.locking import claim
+from rag_pipeline.instance import settle_runs
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
 
 PARTITION_TAG = "dagster/partition"
 MASS_REMOVAL_TAG = "rag/allow_mass_removal"
+# On runs that look at the whole collection, not only at what has changed.
+RECONCILE_TAG = "rag/reconcile"
 
 # A run in the background says how far it is this often; each line is an event in Dagster's database.
 SECONDS_BETWEEN_LINES = 10.0
@@ -63,6 +66,7 @@ class Pipeline:
     name: str
     progress: Progress
     allow_mass_removal: bool = False
+    reconcile: bool = False
     workers: int = field(default_factory=lambda: _cores())
 
     @property
@@ -73,13 +77,28 @@ class Pipeline:
 
 @contextmanager
 def open_pipeline(
-    runtime: Runtime, name: str, progress: Progress, *, allow_mass_removal: bool = False
+    runtime: Runtime,
+    instance: DagsterInstance,
+    name: str,
+    run_id: str,
+    progress: Progress,
+    *,
+    allow_mass_removal: bool = False,
+    reconcile: bool = False,
+    wait: bool = True,
 ) -> Iterator[Pipeline]:
-    """The pipeline of a collection, once no other run holds it."""
+    """The pipeline of a collection for a run, once no other run holds it; raises UsageError if it is not to wait."""
+
+    def waiting(other: str) -> None:
+        if not wait:
+            raise UsageError(f"run {other} has {name} now: leave --no-wait out to wait until it has ended")
+        progress.note(f"waiting for another run of {name} to end")
+
     with runtime.connect() as connection, runtime.connect() as lock:
         get(connection, name)
-        with writer(lock, name, lambda: progress.note(f"waiting for another run of {name} to end")):
-            yield Pipeline(runtime, connection, name, progress, allow_mass_removal)
+        with claim(lock, name, run_id, waiting):
+            settle_runs(instance, connection, name)
+            yield Pipeline(runtime, connection, name, progress, allow_mass_removal, reconcile)
 
 
 @resource(description="The collection of the run's partition: its database, providers and settings.")
@@ -89,9 +108,12 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
         raise UsageError("no collection is chosen: launch the run for a partition, which is a collection's name")
     with open_pipeline(
         Runtime(Settings.from_environment()),
+        context.instance,
         tags[PARTITION_TAG],
+        context.run_id,
         LogProgress(context.log.info),
         allow_mass_removal=MASS_REMOVAL_TAG in tags,
+        reconcile=RECONCILE_TAG in tags,
     ) as pipeline:
         yield pipeline
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from psycopg import Connection
 from redis.connection import parse_url
 
-from rag_pipeline.core import database
+from rag_pipeline.core import collections, database
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.chatting import ChatProvider, connect_chat
 from rag_pipeline.core.chunking import ChunkSettings, InputLimit
@@ -71,6 +71,10 @@ class Runtime:
     def cache(self, provider: Provider) -> EmbeddingCache:
         """The cached embeddings of this provider and model."""
         return EmbeddingCache(self.redis_url, provider.base_url, provider.model.name, provider.model.dimensions)
+
+    def caches(self, connection: Connection, name: str) -> list[EmbeddingCache]:
+        """The cached embeddings of every model that a collection has had, as far as its indexes know them."""
+        return [self.cache(self.provider(model)) for model in collections.models(connection, name)]
 
     @cached_property
     def chat(self) -> ChatProvider | None:

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from pgvector.psycopg import register_vector
 from psycopg import Connection
+from psycopg.pq import TransactionStatus
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core import collections, sandbox_worker
@@ -117,7 +118,7 @@ class Pipeline:
                 progress=progress,
             ),
             embed_chunks(connection, self.collection, provider, self.runtime.cache(provider), progress=progress),
-            publish_documents(connection, self.collection),
+            publish_documents(connection, self.collection, self.runtime.caches(self.connection, self.name)),
         )
 
     def search(self, query: str, k: int = 100, mode: str = "hybrid") -> Hits:
@@ -267,6 +268,24 @@ def aborting(database_url: str, statements: int) -> Connection:
     connection.statements_left = 1000
     register_vector(connection)
     connection.statements_left = statements
+    return connection
+
+
+def interrupted(database_url: str, statements: int, meanwhile: Callable[[], None]) -> Connection:
+    """A connection that calls `meanwhile` once: outside of its transactions, after so many statements."""
+    left = [statements]
+
+    class InterruptedCursor(AbortingCursor):
+        def _count(self) -> None:
+            if left and left[0] <= 0 and self.connection.info.transaction_status == TransactionStatus.IDLE:
+                left.clear()
+                meanwhile()
+            elif left:
+                left[0] -= 1
+
+    connection = psycopg.connect(database_url, autocommit=True)
+    register_vector(connection)
+    connection.cursor_factory = InterruptedCursor
     return connection
 
 

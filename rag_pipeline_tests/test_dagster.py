@@ -118,7 +118,9 @@ def test_a_run_says_who_asked_for_it(rag, handbook, parsing_in_process):
 
 
 def test_a_failed_run_carries_the_line_that_the_person_saw(rag, tmp_path):
+    (tmp_path / "nowhere").mkdir()
     rag.done("collection", "add", "lost", "--source", tmp_path / "nowhere")
+    (tmp_path / "nowhere").rmdir()
     reason = rag("ingest", "lost").reason
     run, errors = run_of(rag, "lost")
     assert run.status.value == "FAILURE"

@@ -106,7 +106,10 @@ def pgvector_index(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """What readers see: whole documents published and removals carried out in one transaction, leftovers collected."""
     watch = Stopwatch()
     pipeline.progress.stage("pgvector_index", "documents")
-    report = publish_documents(pipeline.connection, pipeline.collection)
+    caches = pipeline.runtime.caches(pipeline.connection, pipeline.name)
+    report = publish_documents(pipeline.connection, pipeline.collection, caches)
+    if report.unforgotten:
+        pipeline.progress.note(report.unforgotten)
     metadata = {**watch.seconds(), **counts(report), **table(report.changes, "path", "change")}
     if report.failures:
         path, reason = report.failures[0]

@@ -44,15 +44,18 @@ def demo(runtime: Runtime) -> None:
 @click.argument("name_or_dir")
 @click.option("--allow-mass-removal", is_flag=True, help="Consent to removing a large part of the collection.")
 @click.option("--retry-failed", is_flag=True, help="Parse again what failed before.")
+@click.option("--no-wait", is_flag=True, help="Leave when another run has the collection.")
 @as_json
 @click.pass_obj
-def ingest(runtime: Runtime, name_or_dir: str, allow_mass_removal: bool, retry_failed: bool, as_json: bool) -> None:
+def ingest(
+    runtime: Runtime, name_or_dir: str, allow_mass_removal: bool, retry_failed: bool, no_wait: bool, as_json: bool
+) -> None:
     """Run the pipeline for a collection, or for a folder, which becomes the collection of its name."""
     with runtime.connect() as connection:
         name = _collection_for(runtime, connection, name_or_dir)
         if retry_failed:
             collections.forgive_failures(connection, name)
-    _ingest(runtime, name, allow_mass_removal=allow_mass_removal, as_json=as_json)
+    _ingest(runtime, name, allow_mass_removal=allow_mass_removal, wait=not no_wait, as_json=as_json)
 
 
 @click.command()
@@ -98,13 +101,33 @@ def show(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
         print_document(document)
 
 
-def _ingest(runtime: Runtime, name: str, *, allow_mass_removal: bool = False, as_json: bool = False) -> None:
+@click.command()
+@click.argument("name")
+@click.argument("path")
+@as_json
+@click.pass_obj
+def forget(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
+    """Erase a document at once, and never take its bytes in again. The file itself stays where it is."""
+    from rag_pipeline.core.forgetting import forget
+    from rag_pipeline.printing import print_forgotten
+
+    with runtime.connect() as connection:
+        forgotten = forget(connection, name, path, runtime.caches(connection, name))
+    if as_json:
+        print_json(asdict(forgotten))
+    else:
+        print_forgotten(forgotten)
+
+
+def _ingest(
+    runtime: Runtime, name: str, *, allow_mass_removal: bool = False, wait: bool = True, as_json: bool = False
+) -> None:
     from rag_pipeline.ingesting import ingest
     from rag_pipeline.printing import print_ingest
     from rag_pipeline.terminal import progress
 
     with progress() as shown:
-        result = ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal)
+        result = ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal, wait=wait)
     if as_json:
         print_json(asdict(result))
     else:

@@ -271,6 +271,9 @@ def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable) 
 
     A live index counts its words as they come, one under construction when all are there (`_count_words`).
     """
+    if index.active:
+        # `rag forget` locks this row before it touches any that is locked here.
+        connection.execute("SELECT FROM rag.collection WHERE name = %s FOR KEY SHARE", [index.collection])
     words = """more AS (
                    INSERT INTO rag.index_term AS t (index_id, term, chunks)
                    SELECT %(index)s, lexeme, count(*) FROM inserted, unnest(inserted.terms)

@@ -85,10 +85,13 @@ def _inputs(connection: Connection, index: VectorIndex) -> Iterator[EmbeddingInp
         for parse_key, prefix, start, end, suffix, content_hash, tokens in cursor:
             if parse_key != current:
                 current = parse_key
-                (text,) = connection.execute(
+                row = connection.execute(
                     "SELECT text FROM rag.parsed_text WHERE collection = %s AND parse_key = %s",
                     [index.collection, parse_key],
                 ).fetchone()
+                text = row[0] if row else None
+            if text is None:  # forgotten meanwhile
+                continue
             # A token has a byte at least: no batch is larger than it says, and nothing is counted twice.
             at_most = tokens + len(prefix.encode()) + len(suffix.encode())
             yield EmbeddingInput(content_hash, prefix + text[start:end] + suffix, at_most)
