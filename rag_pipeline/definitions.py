@@ -3,7 +3,8 @@
 from dagster import Definitions, in_process_executor
 
 from rag_pipeline.assets import ASSETS
-from rag_pipeline.jobs import refresh_collection
+from rag_pipeline.assets.checks import whole_collection
+from rag_pipeline.jobs import reconcile_collection, refresh_collection
 from rag_pipeline.resources import pipeline_resource, rag_resource
 
 
@@ -11,7 +12,8 @@ def build_definitions(**overrides: object) -> Definitions:
     """Everything Dagster is to know; `overrides` replace resources by name."""
     return Definitions(
         assets=ASSETS,
-        jobs=[refresh_collection],
+        asset_checks=[whole_collection],
+        jobs=[refresh_collection, reconcile_collection],
         resources={"pipeline": pipeline_resource, "rag": rag_resource, **overrides},
         executor=in_process_executor,
     )

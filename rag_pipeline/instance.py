@@ -28,8 +28,8 @@ ASKED_BY_TAG, INGEST_COMMAND = "rag/asked_by", "rag ingest"
 
 UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 
-# What holds its collection while it runs: the job, and what Dagster runs when assets are materialized by hand.
-WRITING_JOBS = ("refresh_collection", "__ASSET_JOB")
+# What holds its collection while it runs: the jobs, and what Dagster runs when assets are materialized by hand.
+WRITING_JOBS = ("refresh_collection", "reconcile_collection", "__ASSET_JOB")
 
 # A run that was launched elsewhere has this long to import the code and say that it lives.
 TIME_TO_START = timedelta(seconds=60)

@@ -1,11 +1,21 @@
-"""`refresh_collection` brings one collection's index into line with its files."""
+"""`refresh_collection` brings one collection's index into line with its files; `reconcile_collection` doubts the rest
+as well."""
 
 from dagster import AssetSelection, define_asset_job
 
 from rag_pipeline.assets import ASSETS
+from rag_pipeline.assets.checks import WHOLE_COLLECTION_KEYS
+from rag_pipeline.resources import RECONCILE_TAG
 
 refresh_collection = define_asset_job(
     "refresh_collection",
-    selection=AssetSelection.assets(*ASSETS),
+    selection=AssetSelection.assets(*ASSETS) - AssetSelection.checks(*WHOLE_COLLECTION_KEYS),
     description="Bring one collection's index into line with its files.",
+)
+
+reconcile_collection = define_asset_job(
+    "reconcile_collection",
+    selection=AssetSelection.assets(*ASSETS),
+    tags={RECONCILE_TAG: "yes"},
+    description="Refresh one collection, read a sample of its files again, retry what may pass now, check all of it.",
 )

@@ -110,7 +110,7 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
         Runtime(Settings.from_environment()),
         context.instance,
         tags[PARTITION_TAG],
-        context.run_id,
+        context.run.run_id,
         LogProgress(context.log.info),
         allow_mass_removal=MASS_REMOVAL_TAG in tags,
         reconcile=RECONCILE_TAG in tags,

@@ -1,8 +1,13 @@
 """raw_files -> parsed_text -> token_chunks -> cached_embeddings -> pgvector_index, partitioned by collection."""
 
-from dagster import Failure, MaterializeResult, ResourceParam, asset
+from collections.abc import Iterator
 
+from dagster import AssetCheckResult, Failure, MaterializeResult, ResourceParam, asset
+
+from rag_pipeline.assets.checks import OF_A_RUN, check_run
 from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, table
+from rag_pipeline.core.collections import forgive_failures
+from rag_pipeline.core.garbage import reclaim_space
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.pgvector_index import publish_documents
@@ -10,6 +15,12 @@ from rag_pipeline.core.stages.raw_files import update_manifest
 from rag_pipeline.core.stages.token_chunks import chunk_documents
 from rag_pipeline.partitions import collections_partitions
 from rag_pipeline.resources import Pipeline
+
+# Runs of reconcile_collection, one a night, read each file again once in so many of them.
+REHASH_DAYS = 30
+
+# Failures that had their cause in the machine and not, or not surely, in the file.
+PASSING_FAILURES = ["timed out", "crashed", "out of memory", "unreadable"]
 
 shared = {"partitions_def": collections_partitions, "group_name": "rag_pipeline"}
 
@@ -20,10 +31,13 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """The manifest: every file of the collection's source, and what of it has changed since the last run."""
     watch = Stopwatch()
     collection = pipeline.collection
+    if pipeline.reconcile:
+        forgive_failures(pipeline.connection, collection.name, PASSING_FAILURES)
     report = update_manifest(
         pipeline.connection,
         collection,
         allow_mass_removal=pipeline.allow_mass_removal,
+        rehash_fraction=1 / REHASH_DAYS if pipeline.reconcile else 0.0,
         progress=pipeline.progress.stage("raw_files", "files"),
     )
     if report.withheld:
@@ -100,22 +114,31 @@ def cached_embeddings(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     )
 
 
-@asset(**shared, deps=[cached_embeddings], kinds={"postgres"})
-@quoting_no_row
-def pgvector_index(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
+@asset(**shared, deps=[cached_embeddings], kinds={"postgres"}, check_specs=OF_A_RUN)
+def pgvector_index(pipeline: ResourceParam[Pipeline]) -> Iterator[AssetCheckResult | MaterializeResult]:
     """What readers see: whole documents published and removals carried out in one transaction, leftovers collected."""
+    metadata, failures, results = _publish(pipeline)
+    yield from results
+    if failures:
+        path, reason = failures[0]
+        raise Failure(
+            f"{len(failures)} documents could not be embedded, the others are published: {path}: {reason}",
+            metadata=metadata,
+            allow_retries=False,
+        )
+    yield MaterializeResult(metadata=metadata)
+
+
+@quoting_no_row
+def _publish(pipeline: Pipeline) -> tuple[dict[str, object], list[tuple[str, str]], list[AssetCheckResult]]:
+    """Publish: what to tell of it, what could not be embedded, and what the checks find."""
     watch = Stopwatch()
     pipeline.progress.stage("pgvector_index", "documents")
     caches = pipeline.runtime.caches(pipeline.connection, pipeline.name)
     report = publish_documents(pipeline.connection, pipeline.collection, caches)
     if report.unforgotten:
         pipeline.progress.note(report.unforgotten)
+    if pipeline.reconcile:
+        reclaim_space(pipeline.connection, pipeline.name)
     metadata = {**watch.seconds(), **counts(report), **table(report.changes, "path", "change")}
-    if report.failures:
-        path, reason = report.failures[0]
-        raise Failure(
-            f"{len(report.failures)} documents could not be embedded, the others are published: {path}: {reason}",
-            metadata=metadata,
-            allow_retries=False,
-        )
-    return MaterializeResult(metadata=metadata)
+    return metadata, report.failures, list(check_run(pipeline, report))

@@ -3,18 +3,22 @@
 Every deletion tests again that no document holds the key: what is noted twice, or too early, does no harm.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from rag_pipeline.core.cache import EmbeddingCache
-from rag_pipeline.core.indexing import delete_chunks
+from rag_pipeline.core.indexing import delete_chunks, drop_retired
 
 BATCH = 200
 
 # How long the lock on an index whose graph is being built, which may take minutes, is waited for.
 PATIENCE = "1s"
+
+# Each of them holds up readers for a tenth of a second at most.
+DROPS_TRIED = 20
 
 
 def collect_garbage(connection: Connection, name: str) -> int:
@@ -105,6 +109,31 @@ def erase_cached(caches: Sequence[EmbeddingCache], hashes: Sequence[bytes]) -> N
     for cache in caches:
         for start in range(0, len(hashes), BATCH):
             cache.forget(hashes[start : start + BATCH])
+
+
+def reclaim_space(connection: Connection, name: str) -> None:
+    """Drop retired partitions, however often readers are in the way; vacuum the others that deletions left gaps in."""
+    pause = threading.Event()
+    for _ in range(DROPS_TRIED):
+        drop_retired(connection, name)
+        if not _to_drop(connection, name):
+            break
+        pause.wait(0.5)
+    for (table,) in connection.execute(
+        """SELECT relname FROM pg_stat_user_tables
+           JOIN rag.vector_index v ON relname = 'indexed_chunk_' || v.id
+           WHERE schemaname = 'rag' AND v.collection = %s AND n_dead_tup > greatest(1000, n_live_tup / 10)""",
+        [name],
+    ).fetchall():
+        connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier("rag", table)))
+
+
+def _to_drop(connection: Connection, name: str) -> bool:
+    return connection.execute(
+        """SELECT EXISTS (SELECT FROM rag.vector_index
+                          WHERE collection = %s AND retired_at < now() - interval '1 minute')""",
+        [name],
+    ).fetchone()[0]
 
 
 def all_texts(connection: Connection, name: str) -> list[bytes]:

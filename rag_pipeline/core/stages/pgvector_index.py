@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from psycopg import Connection, sql
 
 from rag_pipeline.core.cache import EmbeddingCache
+from rag_pipeline.core.checks import incomplete_documents
 from rag_pipeline.core.collections import Collection
-from rag_pipeline.core.errors import ServiceError
+from rag_pipeline.core.errors import RagError, ServiceError
 from rag_pipeline.core.garbage import collect_garbage, erase_forgotten
 from rag_pipeline.core.indexing import (
     VectorIndex,
@@ -24,8 +25,8 @@ CHANGES_SHOWN = 50
 @dataclass
 class IndexReport:
     """What this stage did. `failures` are (path, why) of documents that could not be published as they now are;
-    `changes` names the first documents that readers see anew or no more: (path, what happened); `unforgotten` says why
-    the cache may still have embeddings of forgotten texts."""
+    `changes` names the first documents that readers see anew or no more: (path, what happened), `touched` are the
+    paths of all that were published, `unforgotten` says why the cache may still have embeddings of forgotten texts."""
 
     published: int = 0
     removed: int = 0
@@ -33,6 +34,7 @@ class IndexReport:
     rows: int = 0
     switched: bool = False
     unforgotten: str = ""
+    touched: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     changes: list[tuple[str, str]] = field(default_factory=list)
 
@@ -97,8 +99,20 @@ def _publish(connection: Connection, index: VectorIndex, report: IndexReport) ->
         ),
         parameters,
     ).fetchall()
-    report.published = len(published)
+    report.published, report.touched = len(published), [path for path, _ in published]
+    if report.touched or report.switched:
+        _require_whole(connection, index, None if report.switched else report.touched)
     report.changes += [(path, "added" if new else "replaced") for path, new in published[:CHANGES_SHOWN]]
+
+
+def _require_whole(connection: Connection, index: VectorIndex, paths: list[str] | None) -> None:
+    """Raises RagError, which takes the publication back, unless these documents, or (None) all, are whole."""
+    broken = incomplete_documents(connection, index, paths)
+    if broken:
+        raise RagError(
+            f"{len(broken)} documents of {index.collection} would have been published in parts, so nothing was: "
+            f"{broken[0].subject}: {broken[0].problem}; what is served stays so: rag ingest {index.collection} again"
+        )
 
 
 def _with_lacking(index: VectorIndex, statement: str) -> sql.Composed:
