@@ -42,7 +42,9 @@ def print_answer(answer: Answer) -> None:
 def print_ingest(result: IngestResult) -> None:
     """One line for what changed, one for what it took."""
     files, index = result.files, result.index
-    changes = ", ".join(f"{files[key]} {key}" for key in ("added", "changed", "removed", "withheld") if files[key])
+    changes = ", ".join(
+        f"{files[key]} {key}" for key in ("added", "changed", "removed", "withheld", "forgotten") if files[key]
+    )
     click.echo(f"{result.collection}: {files['seen']} files, {changes or 'nothing changed'}")
     if result.parsed["failed"]:
         click.echo(f"{result.parsed['failed']} files could not be parsed: rag status {result.collection} tells why")

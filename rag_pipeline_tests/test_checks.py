@@ -1,8 +1,11 @@
 """The checks: each finds what it is for, and nothing in what a run leaves behind; and what a reconciling run does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from dagster import AssetCheckKey, AssetKey, RunsFilter
+from psycopg import sql
 
 from rag_pipeline.assets.checks import OF_A_COLLECTION, OF_A_RUN
 from rag_pipeline.core import checks
@@ -80,11 +83,8 @@ def test_a_document_that_is_not_whole_is_not_published_nor_anything_else(fruit, 
     fruit.delete("pears.md")
     embed = "rag_pipeline_tests.pipelines.embed_chunks"
     monkeypatch.setattr(embed, lambda *arguments, **options: None)
-    monkeypatch.setattr(
-        pgvector_index,
-        "missing_chunks",
-        lambda index: pgvector_index.sql.SQL("SELECT ''::bytea AS chunk_key WHERE false"),
-    )
+    nothing = sql.SQL("SELECT ''::bytea AS chunk_key WHERE false")
+    monkeypatch.setattr(pgvector_index, "missing_chunks", lambda index: nothing)
     with pytest.raises(RagError, match=r"1 documents of docs .*apples\.txt: 1 chunks are due: 1 there, 0 indexed"):
         fruit.run()
     assert fruit.found("red") == {"apples.txt"}
@@ -120,8 +120,6 @@ def test_recall_tells_a_bad_graph_from_a_good_one(fruit):
     insert_chunks(fruit.connection, index, rows)
     poor = checks.recall(fruit.connection, index)
     fruit.connection.execute(f"DROP INDEX rag.indexed_chunk_{index.id}_hnsw")
-    from dataclasses import replace
-
     build_graph(fruit.connection, replace(index, m=24, ef_construction=200))
     assert poor < 0.9 < checks.recall(fruit.connection, index)
 
