@@ -17,7 +17,7 @@ from dagster import DagsterRunStatus
 from rag_pipeline import terminal
 from rag_pipeline.core.locking import living
 from rag_pipeline.definitions import build_definitions
-from rag_pipeline.instance import dagster_instance, settle_runs
+from rag_pipeline.instance import dagster_environment, dagster_instance, settle_runs
 from rag_pipeline_tests.commands import Command, Done
 from rag_pipeline_tests.openai_server import OpenAIServer, Request, error
 from rag_pipeline_tests.waiting import eventually
@@ -88,6 +88,21 @@ def test_a_second_ingest_waits_for_the_first(rag, stuck, answering):
 def test_a_second_ingest_leaves_when_it_is_told_to(rag, stuck):
     reason = rag("ingest", "handbook", "--no-wait").reason
     assert reason == f"run {last_run(rag)['run_id']} has handbook now: leave --no-wait out to wait until it has ended"
+
+
+def test_a_run_of_dagster_itself_is_waited_for_and_holds_nothing_once_it_is_killed(rag, handbook, server, answering):
+    rag.done("collection", "add", "handbook", "--source", handbook)
+    elsewhere = Command(rag.environment | dagster_environment(rag.runtime()))
+    arguments = ["asset", "materialize", "-m", "rag_pipeline.definitions", "--select", "*", "--partition", "handbook"]
+    process = elsewhere.start(*arguments, program="dagster", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: server.requests or process.poll() is not None, 60)
+        assert re.match(r"run \S+ has handbook now", rag("ingest", "handbook", "--no-wait").reason)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    answering.set()
+    assert rag.done("ingest", "handbook", "--json").json["files"]["seen"] == 3
 
 
 def test_a_run_of_the_daemon_whose_process_is_gone_is_settled_once_it_had_time_to_start(

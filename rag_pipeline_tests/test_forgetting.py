@@ -1,5 +1,6 @@
 """`rag forget`: a document leaves everything at once, and its bytes do not come back, whatever was under way."""
 
+import re
 from contextlib import closing
 
 import pytest
@@ -271,5 +272,13 @@ def test_the_command_says_what_went_and_as_json(rag, handbook, parsing_in_proces
         **{"collection": "handbook", "path": "holidays.md", "paths": ["holidays.md"], "rows": 1},
         **{"copies": [], "similar": []},
     }
+    without_redis = rag("forget", "handbook", "passwords.md", RAG_REDIS_URL="redis://127.0.0.1:9").reason
+    assert re.fullmatch(
+        r"passwords\.md is forgotten, but not its embeddings in the cache: Redis did not delete 1 cached embeddings "
+        r"\(.*\); start Redis, then rag ingest handbook deletes them",
+        without_redis,
+    )
     assert "has no document holidays.md" in rag("forget", "handbook", "holidays.md").reason
-    assert rag.done("ingest", "handbook", "--json").json["files"]["forgotten"] == 3
+    assert rag.done("ingest", "handbook", "--json").json["files"]["forgotten"] == 4
+    with redis.Redis.from_url(rag.environment["RAG_REDIS_URL"]) as client:
+        assert list(client.scan_iter("rag:embedding:*")) == []

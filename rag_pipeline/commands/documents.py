@@ -150,8 +150,14 @@ def _collection_for(runtime: Runtime, connection, name_or_dir: str) -> str:
         )
     known = collections.find(connection, name)
     if known is None:
-        add_collection(runtime, connection, name, source, {})
-    elif known.source != source:
+        try:
+            known = add_collection(runtime, connection, name, source, {})
+        except UsageError:
+            # Another command may have been quicker.
+            known = collections.find(connection, name)
+            if known is None:
+                raise
+    if known.source != source:
         raise UsageError(
             f"collection {name} has another source, {known.source}: "
             f"name this folder something else with rag collection add NAME --source {shlex.quote(source)}"
