@@ -5,6 +5,7 @@ from dagster import Definitions, in_process_executor
 from rag_pipeline.assets import ASSETS
 from rag_pipeline.jobs import refresh_collection
 from rag_pipeline.resources import pipeline_resource, rag_resource
+from rag_pipeline.step_outputs import STEP_OUTPUTS, step_outputs
 
 
 def build_definitions(**overrides: object) -> Definitions:
@@ -12,7 +13,7 @@ def build_definitions(**overrides: object) -> Definitions:
     return Definitions(
         assets=ASSETS,
         jobs=[refresh_collection],
-        resources={"pipeline": pipeline_resource, "rag": rag_resource, **overrides},
+        resources={"pipeline": pipeline_resource, "rag": rag_resource, STEP_OUTPUTS: step_outputs, **overrides},
         executor=in_process_executor,
     )
 
