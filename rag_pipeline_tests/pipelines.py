@@ -299,7 +299,18 @@ def running_server() -> Iterator[OpenAIServer]:
 def server(running_server: OpenAIServer) -> OpenAIServer:
     """The server as if it had just been started."""
     fresh = vars(OpenAIServer(dimensions=DIMENSIONS))
-    for name in ("latency", "key", "failure_rate", "refuses", "intercept", "replies", "answer", "requests", "probes", "buckets"):
+    for name in (
+        "latency",
+        "key",
+        "failure_rate",
+        "refuses",
+        "intercept",
+        "replies",
+        "answer",
+        "requests",
+        "probes",
+        "buckets",
+    ):
         setattr(running_server, name, fresh[name])
     return running_server
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from psycopg import Connection
 
 from rag_pipeline.core.collections import Collection
-from rag_pipeline.core.files import SourceFile, list_source, location, open_file
+from rag_pipeline.core.files import Listing, SourceFile, list_source, location, open_file
 from rag_pipeline.core.media_types import detect
 from rag_pipeline.core.parsing import PARSER_VERSION
 
@@ -75,24 +75,20 @@ def update_manifest(
     """
     listing = list_source(collection)
     manifest = read_manifest(connection, collection.name)
-    suspects = [file for file in listing.files.values() if _may_have_changed(file, manifest.get(file.path))]
+    before = dict(manifest)
+    suspects = [file for file in listing.files.values() if may_have_changed(file, manifest.get(file.path))]
     report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
-    gone = {path: known for path, known in manifest.items() if path not in listing.files and not known.removed}
-    present = len(manifest) - sum(known.removed for known in manifest.values())
     done = 0
-    for batch in _read_files(collection.source, suspects):
+    for batch in read_files(collection.source, suspects):
         with connection.transaction():
             _store(connection, collection.name, batch, manifest, report)
         done += len(batch)
         progress(done, len(suspects))
-    if gone:
-        kept = {known.content_hash for path, known in manifest.items() if path in listing.files}
-        lost = sum(known.content_hash not in kept for known in gone.values())
-        mass = lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * present
-        if mass and not allow_mass_removal:
-            report.withheld = len(gone)
-        else:
-            _remove(connection, collection.name, gone, report)
+    gone, mass = gone_files(collection, before, manifest, listing)
+    if mass and not allow_mass_removal:
+        report.withheld = len(gone)
+    elif gone:
+        _remove(connection, collection.name, gone, report)
     return report
 
 
@@ -104,11 +100,12 @@ def read_manifest(connection: Connection, name: str) -> dict[str, Known]:
     return {path: Known(*columns) for path, *columns in rows}
 
 
-def _may_have_changed(file: SourceFile, known: Known | None) -> bool:
+def may_have_changed(file: SourceFile, known: Known | None) -> bool:
+    """Whether a file has to be read to know."""
     return known is None or known.removed or known.stamp is None or (known.stamp, known.size) != (file.stamp, file.size)
 
 
-def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
+def read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
     """The files hashed, side by side, in batches."""
 
     def read(file: SourceFile) -> ReadFile:
@@ -129,6 +126,18 @@ def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]
     with ThreadPoolExecutor(8) as pool:
         while batch := list(islice(remaining, BATCH)):
             yield list(pool.map(read, batch))
+
+
+def gone_files(
+    collection: Collection, before: dict[str, Known], now: dict[str, Known], listing: Listing
+) -> tuple[dict[str, Known], bool]:
+    """What the source no longer has of the manifest as it was `before`, and whether that is too much to go without
+    consent; what `now` is under another path does not count."""
+    present = {path: known for path, known in before.items() if not known.removed}
+    gone = {path: known for path, known in present.items() if path not in listing.files}
+    kept = {known.content_hash for path, known in now.items() if path in listing.files}
+    lost = sum(known.content_hash not in kept for known in gone.values())
+    return gone, lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * len(present)
 
 
 def _store(
