@@ -1,10 +1,12 @@
 """The code location: what Dagster loads."""
 
-from dagster import Definitions, in_process_executor
+from dagster import Definitions
 
 from rag_pipeline.assets import ASSETS
+from rag_pipeline.executors import executor
 from rag_pipeline.jobs import refresh_collection
 from rag_pipeline.resources import pipeline_resource, rag_resource
+from rag_pipeline.settings import Settings
 from rag_pipeline.step_outputs import STEP_OUTPUTS, step_outputs
 
 
@@ -14,7 +16,7 @@ def build_definitions(**overrides: object) -> Definitions:
         assets=ASSETS,
         jobs=[refresh_collection],
         resources={"pipeline": pipeline_resource, "rag": rag_resource, STEP_OUTPUTS: step_outputs, **overrides},
-        executor=in_process_executor,
+        executor=executor(Settings.from_environment()),
     )
 
 
