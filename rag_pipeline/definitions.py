@@ -1,11 +1,14 @@
 """The code location: what Dagster loads."""
 
-from dagster import Definitions, in_process_executor
+from dagster import Definitions
 
 from rag_pipeline.assets import ASSETS
 from rag_pipeline.assets.checks import whole_collection
+from rag_pipeline.executors import executor
 from rag_pipeline.jobs import reconcile_collection, refresh_collection
 from rag_pipeline.resources import pipeline_resource, rag_resource
+from rag_pipeline.settings import Settings
+from rag_pipeline.step_outputs import STEP_OUTPUTS, step_outputs
 
 
 def build_definitions(**overrides: object) -> Definitions:
@@ -14,8 +17,8 @@ def build_definitions(**overrides: object) -> Definitions:
         assets=ASSETS,
         asset_checks=[whole_collection],
         jobs=[refresh_collection, reconcile_collection],
-        resources={"pipeline": pipeline_resource, "rag": rag_resource, **overrides},
-        executor=in_process_executor,
+        resources={"pipeline": pipeline_resource, "rag": rag_resource, STEP_OUTPUTS: step_outputs, **overrides},
+        executor=executor(Settings.from_environment()),
     )
 
 

@@ -1,11 +1,16 @@
 """Results as a person reads them: hits, answers, what an ingest did, a collection's status, a document."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from rag_pipeline.core.answering import Answer
 from rag_pipeline.core.forgetting import Forgotten
 from rag_pipeline.core.retrieval import Hits
 from rag_pipeline.ingesting import IngestResult
+
+if TYPE_CHECKING:
+    from rag_pipeline.core.planning import IngestPlan
 
 
 def print_hits(hits: Hits) -> None:
@@ -56,6 +61,20 @@ def print_ingest(result: IngestResult) -> None:
     )
 
 
+def print_plan(plan: "IngestPlan", most_tokens: int | None) -> None:
+    """What would change, and what it would cost; `most_tokens` is the collection's own limit for a run."""
+    files, embed = plan.files, plan.to_embed
+    changes = ", ".join(f"{files[key]} {key}" for key in ("added", "changed", "removed", "withheld") if files[key])
+    click.echo(f"{plan.collection}: {files['seen']} files, {changes or 'nothing changed'}; {plan.to_parse} to parse")
+    about = "about " if plan.estimated else ""
+    cost = "price not known" if embed.cost_usd is None else f"${embed.cost_usd:.4f}"
+    click.echo(f"to embed: {about}{embed.chunks} chunks, {about}{embed.tokens} tokens, {about}{cost}")
+    if plan.estimated:
+        click.echo("what is not parsed yet is estimated from the sizes of the files", err=True)
+    if most_tokens is not None and embed.tokens > most_tokens:
+        click.echo(f"more than max_embedding_tokens_per_run={most_tokens}: the ingest would not ask", err=True)
+
+
 def print_status(status: dict) -> None:
     """A collection: its documents, its index, its last run, and what failed."""
     documents, index, run = status["documents"], status["index"], status["last_run"]
@@ -63,6 +82,12 @@ def print_status(status: dict) -> None:
     click.echo("  documents  " + ", ".join(f"{number} {state}" for state, number in documents.items()))
     click.echo(f"  index      {status['chunks']} chunks, {index['rows']} rows, {index['bytes'] / 2**20:.1f} MB")
     click.echo(f"  model      {index['model']}, {index['dimensions']} dimensions")
+    spent = status["embeddings"]
+    if spent["requests"]:
+        unpriced = f" and {spent['unpriced']} tokens of no known price" if spent["unpriced"] else ""
+        click.echo(
+            f"  embedded   {spent['tokens']} tokens in {spent['requests']} requests, ${spent['cost_usd']:.4f}{unpriced}"
+        )
     if run:
         click.echo(f"  last run   {run['status']}, {run['started'] or 'not started'}, {run['run_id']}")
     for failure in status["failures"]:

@@ -13,6 +13,7 @@ from rag_pipeline.client import Rag
 from rag_pipeline.core.collections import Collection, get
 from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.locking import claim
+from rag_pipeline.core.machine import cores
 from rag_pipeline.instance import settle_runs
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
@@ -67,7 +68,7 @@ class Pipeline:
     progress: Progress
     allow_mass_removal: bool = False
     reconcile: bool = False
-    workers: int = field(default_factory=lambda: _cores())
+    workers: int = field(default_factory=cores)
 
     @property
     def collection(self) -> Collection:
@@ -122,9 +123,3 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
 def rag_resource(context: InitResourceContext) -> Iterator[Rag]:
     with Rag.connect() as rag:
         yield rag
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

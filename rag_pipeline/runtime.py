@@ -1,6 +1,6 @@
 """What the settings amount to on this machine: services that run, a migrated database, providers to ask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from psycopg import Connection
@@ -23,6 +23,7 @@ class Runtime:
     """Everything outside the process that the pipeline needs; started or checked at the first use."""
 
     settings: Settings
+    _providers: dict[EmbeddingModel, Provider] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def database_url(self) -> str:
@@ -60,13 +61,17 @@ class Runtime:
         return InputLimit(model.max_input_tokens, self.provider(model).count, tokenizer)
 
     def provider(self, model: EmbeddingModel) -> Provider:
-        """What embeds with this model."""
-        return connect_provider(
-            model,
-            api_key=self.settings.openai_api_key,
-            base_url=self.settings.openai_base_url,
-            redis_url=self.redis_url,
-        )
+        """What embeds with this model: the same each time, for it holds connections and what it learnt of limits."""
+        if model not in self._providers:
+            self._providers[model] = connect_provider(
+                model,
+                api_key=self.settings.openai_api_key,
+                base_url=self.settings.openai_base_url,
+                redis_url=self.redis_url,
+                requests_per_minute=self.settings.requests_per_minute,
+                tokens_per_minute=self.settings.tokens_per_minute,
+            )
+        return self._providers[model]
 
     def cache(self, provider: Provider) -> EmbeddingCache:
         """The cached embeddings of this provider and model."""

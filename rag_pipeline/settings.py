@@ -1,13 +1,19 @@
 """The environment, read once into one typed object. Nothing else in the project reads `os.environ`."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dotenv import dotenv_values
 
+from rag_pipeline.core.errors import UsageError
+
 # The clone: where dagster.yaml, workspace.yaml and sql/ lie.
 PROJECT = Path(__file__).parents[1]
+
+# Where a run's steps are executed: in the run's own process, or on machines with Celery workers.
+EXECUTORS = ("in_process", "celery")
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,15 @@ class Settings:
     embedding_model: str
     chat_model: str | None
     api_key: str | None = field(repr=False)
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """What the environment sets and, where it does not, the file `.env` in the clone."""
+        """What the environment sets and, where it does not, the file `.env` in the clone.
+
+        Raises UsageError for a value that cannot be meant.
+        """
         environment = {**dotenv_values(PROJECT / ".env"), **os.environ}
 
         def value(name: str) -> str | None:
@@ -41,11 +52,29 @@ class Settings:
             database_url=value("RAG_DATABASE_URL"),
             query_database_url=value("RAG_QUERY_DATABASE_URL"),
             redis_url=value("RAG_REDIS_URL"),
-            executor=value("RAG_EXECUTOR") or "in_process",
+            executor=_one_of(EXECUTORS, "RAG_EXECUTOR", value("RAG_EXECUTOR")),
             openai_api_key=openai_api_key,
             openai_base_url=value("OPENAI_BASE_URL"),
             embedding_model=value("RAG_EMBEDDING_MODEL")
             or ("openai/text-embedding-3-small" if openai_api_key else "local/all-MiniLM-L6-v2"),
             chat_model=value("RAG_CHAT_MODEL") or ("openai/gpt-4.1-mini" if openai_api_key else None),
             api_key=value("RAG_API_KEY"),
+            requests_per_minute=_whole("RAG_REQUESTS_PER_MINUTE", value("RAG_REQUESTS_PER_MINUTE")),
+            tokens_per_minute=_whole("RAG_TOKENS_PER_MINUTE", value("RAG_TOKENS_PER_MINUTE")),
         )
+
+
+def _one_of(names: Sequence[str], variable: str, text: str | None) -> str:
+    """One of the names, the first when there is no text."""
+    if text is not None and text not in names:
+        raise UsageError(f"{variable}={text} is not valid: set it to {' or '.join(names)}, or leave it out")
+    return text or names[0]
+
+
+def _whole(variable: str, text: str | None) -> int | None:
+    """A positive whole number, None when there is no text."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise UsageError(f"{variable}={text} is not valid: set it to a whole number above 0, or leave it out")
+    return int(text)

@@ -29,6 +29,8 @@ from functools import lru_cache
 import numpy as np
 import tiktoken
 
+from rag_pipeline.core.embedding import PROBE_TEXT
+
 DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 MAX_INPUTS, MAX_REQUEST_TOKENS, MAX_INPUT_TOKENS = 2048, 300_000, 8192
 
@@ -128,7 +130,7 @@ class OpenAIServer:
     A `failure_rate` of all requests fails, as often by 429 as by 500. `refuses(text)` true: 400 for the whole request.
     `intercept(request)` may return a Reply of its own; `replies` are used up first, one a request.
     `answer(messages)` is the chat's reply. `dimensions` are those of models it does not know. `requests` logs
-    everything.
+    everything but the probes, which ask whether a model is still the same: they are in `probes`.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class OpenAIServer:
         self.replies: deque[Reply] = deque()
         self.answer: Callable[[list[dict]], str] = quote_first_passage
         self.requests: list[Request] = []
+        self.probes: list[Request] = []
         self.buckets = {
             kind: Bucket(limit)
             for kind, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute))
@@ -196,7 +199,7 @@ class OpenAIServer:
         self._connections.add(task)
         try:
             async for request in read_requests(reader):
-                self.requests.append(request)
+                (self.probes if request.inputs == [PROBE_TEXT] else self.requests).append(request)
                 reply = await self._reply(request)
                 request.status, request.answered_at = reply.status, time.monotonic()
                 if reply.drop:

@@ -231,8 +231,6 @@ class InProcessParser(ParserPool):
     def _ask(self, request: sandbox_worker.Request) -> sandbox_worker.Reply:
         try:
             return sandbox_worker.answer(request, parse, self.limits.file_mb)
-        except FileNotFoundError:
-            return sandbox_worker.Reply(missing=True)
         except ParseFailure as failure:
             return sandbox_worker.Reply(failure=failure)
 
@@ -320,7 +318,18 @@ def running_server() -> Iterator[OpenAIServer]:
 def server(running_server: OpenAIServer) -> OpenAIServer:
     """The server as if it had just been started."""
     fresh = vars(OpenAIServer(dimensions=DIMENSIONS))
-    for name in ("latency", "key", "failure_rate", "refuses", "intercept", "replies", "answer", "requests", "buckets"):
+    for name in (
+        "latency",
+        "key",
+        "failure_rate",
+        "refuses",
+        "intercept",
+        "replies",
+        "answer",
+        "requests",
+        "probes",
+        "buckets",
+    ):
         setattr(running_server, name, fresh[name])
     return running_server
 

@@ -1,19 +1,19 @@
-"""raw_files -> parsed_text -> token_chunks -> cached_embeddings -> pgvector_index, partitioned by collection."""
+"""raw_files, token_chunks and pgvector_index: the assets that are one step each."""
 
 from collections.abc import Iterator
 
 from dagster import AssetCheckResult, Failure, MaterializeResult, ResourceParam, asset
 
+from rag_pipeline.assets.cached_embeddings import cached_embeddings
 from rag_pipeline.assets.checks import OF_A_RUN, check_run
 from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, table
+from rag_pipeline.assets.parsed_text import parsed_text
 from rag_pipeline.core.collections import forgive_failures
 from rag_pipeline.core.garbage import reclaim_space
-from rag_pipeline.core.stages.cached_embeddings import embed_chunks
-from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.pgvector_index import publish_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
 from rag_pipeline.core.stages.token_chunks import chunk_documents
-from rag_pipeline.partitions import collections_partitions
+from rag_pipeline.partitions import shared
 from rag_pipeline.resources import Pipeline
 
 # Runs of reconcile_collection, one a night, read each file again once in so many of them.
@@ -21,8 +21,6 @@ REHASH_DAYS = 30
 
 # Failures that had their cause in the machine and not, or not surely, in the file.
 PASSING_FAILURES = ["timed out", "crashed", "out of memory", "unreadable"]
-
-shared = {"partitions_def": collections_partitions, "group_name": "rag_pipeline"}
 
 
 @asset(**shared, kinds={"postgres"})
@@ -50,26 +48,6 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     )
 
 
-@asset(**shared, deps=[raw_files], kinds={"postgres", "python"})
-@quoting_no_row
-def parsed_text(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
-    """The text and structure of every file's content, or the reason why it has none."""
-    watch = Stopwatch()
-    report = parse_documents(
-        pipeline.connection,
-        pipeline.collection,
-        workers=pipeline.workers,
-        progress=pipeline.progress.stage("parsed_text", "documents"),
-    )
-    return MaterializeResult(
-        metadata={
-            **watch.seconds(),
-            **counts(report),
-            **table(report.changes, "path", "characters", "elements", "failure"),
-        }
-    )
-
-
 @asset(**shared, deps=[parsed_text], kinds={"postgres", "python"})
 @quoting_no_row
 def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
@@ -85,32 +63,6 @@ def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     )
     return MaterializeResult(
         metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "chunks", "tokens")}
-    )
-
-
-@asset(**shared, deps=[token_chunks], kinds={"postgres", "redis", "openai"})
-@quoting_no_row
-def cached_embeddings(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
-    """A vector for every chunk: from the cache where it is known, else from the provider. Readers do not see it yet."""
-    watch = Stopwatch()
-    collection, runtime = pipeline.collection, pipeline.runtime
-    provider = runtime.provider(runtime.model(collection.settings))
-    report = embed_chunks(
-        pipeline.connection,
-        collection,
-        provider,
-        runtime.cache(provider),
-        progress=pipeline.progress.stage("cached_embeddings", "chunks"),
-    )
-    return MaterializeResult(
-        metadata={
-            **watch.seconds(),
-            "model": report.index.model,
-            "copied": report.copied,
-            "inserted": report.inserted,
-            **counts(report.embedding),
-            "refused": len(report.embedding.refused),
-        }
     )
 
 

@@ -59,6 +59,33 @@ def ingest(
 
 
 @click.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def plan(runtime: Runtime, name: str, as_json: bool) -> None:
+    """What an ingest would do and cost; spends nothing, changes nothing."""
+    from rag_pipeline.core.planning import plan_ingest
+    from rag_pipeline.printing import print_plan
+
+    with runtime.connect() as connection:
+        collection = collections.get(connection, name)
+        model = runtime.model(collection.settings)
+        provider = runtime.provider(model)
+        planned = plan_ingest(
+            connection,
+            collection,
+            runtime.chunk_settings(collection.settings),
+            runtime.input_limit(model),
+            provider,
+            runtime.cache(provider),
+        )
+    if as_json:
+        print_json(asdict(planned))
+    else:
+        print_plan(planned, collection.settings.max_embedding_tokens_per_run)
+
+
+@click.command()
 @click.argument("name", required=False)
 @as_json
 @click.pass_obj

@@ -82,28 +82,25 @@ def update_manifest(
     """
     listing = list_source(collection)
     manifest = read_manifest(connection, collection.name)
+    before = dict(manifest)
     present = len(manifest) - sum(known.removed for known in manifest.values())
     _remember_source(connection, collection, listing, consented=allow_mass_removal or not present)
     due = _due_today(rehash_fraction)
     suspects = [
-        file for file in listing.files.values() if _may_have_changed(file, manifest.get(file.path)) or due(file.path)
+        file for file in listing.files.values() if may_have_changed(file, manifest.get(file.path)) or due(file.path)
     ]
     report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
-    gone = {path: known for path, known in manifest.items() if path not in listing.files and not known.removed}
     done = 0
-    for batch in _read_files(collection.source, suspects):
+    for batch in read_files(collection.source, suspects):
         with connection.transaction():
             _store(connection, collection.name, batch, manifest, report)
         done += len(batch)
         progress(done, len(suspects))
-    if gone:
-        kept = {known.content_hash for path, known in manifest.items() if path in listing.files}
-        lost = sum(known.content_hash not in kept for known in gone.values())
-        mass = lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * present
-        if mass and not allow_mass_removal:
-            report.withheld = len(gone)
-        else:
-            _remove(connection, collection.name, gone, report)
+    gone, mass = gone_files(collection, before, manifest, listing)
+    if mass and not allow_mass_removal:
+        report.withheld = len(gone)
+    elif gone:
+        _remove(connection, collection.name, gone, report)
     return report
 
 
@@ -140,11 +137,12 @@ def _due_today(fraction: float) -> Callable[[str], bool]:
     return lambda path: crc32(path.encode()) % days == today
 
 
-def _may_have_changed(file: SourceFile, known: Known | None) -> bool:
+def may_have_changed(file: SourceFile, known: Known | None) -> bool:
+    """Whether a file has to be read to know."""
     return known is None or known.removed or known.stamp is None or (known.stamp, known.size) != (file.stamp, file.size)
 
 
-def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
+def read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
     """The files hashed, side by side, in batches."""
 
     def read(file: SourceFile) -> ReadFile:
@@ -165,6 +163,18 @@ def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]
     with ThreadPoolExecutor(8) as pool:
         while batch := list(islice(remaining, BATCH)):
             yield list(pool.map(read, batch))
+
+
+def gone_files(
+    collection: Collection, before: dict[str, Known], now: dict[str, Known], listing: Listing
+) -> tuple[dict[str, Known], bool]:
+    """What the source no longer has of the manifest as it was `before`, and whether that is too much to go without
+    consent; what `now` is under another path does not count."""
+    present = {path: known for path, known in before.items() if not known.removed}
+    gone = {path: known for path, known in present.items() if path not in listing.files}
+    kept = {known.content_hash for path, known in now.items() if path in listing.files}
+    lost = sum(known.content_hash not in kept for known in gone.values())
+    return gone, lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * len(present)
 
 
 def _store(
