@@ -5,6 +5,7 @@ from dagster import Definitions, in_process_executor
 from rag_pipeline.assets import ASSETS
 from rag_pipeline.jobs import refresh_collection
 from rag_pipeline.resources import pipeline_resource, rag_resource
+from rag_pipeline.sensors import new_files
 
 
 def build_definitions(**overrides: object) -> Definitions:
@@ -12,6 +13,7 @@ def build_definitions(**overrides: object) -> Definitions:
     return Definitions(
         assets=ASSETS,
         jobs=[refresh_collection],
+        sensors=[new_files],
         resources={"pipeline": pipeline_resource, "rag": rag_resource, **overrides},
         executor=in_process_executor,
     )
