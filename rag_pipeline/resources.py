@@ -1,9 +1,8 @@
 """What assets and ops are given: the pipeline of one collection, held by one run at a time, and the query resource."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Protocol
 
 from dagster import InitResourceContext, resource
@@ -13,14 +12,12 @@ from rag_pipeline.client import Rag
 from rag_pipeline.core.collections import Collection, get
 from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.locking import writer
+from rag_pipeline.progress import RunProgress
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
 
 PARTITION_TAG = "dagster/partition"
 MASS_REMOVAL_TAG = "rag/allow_mass_removal"
-
-# A run in the background says how far it is this often; each line is an event in Dagster's database.
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
@@ -31,27 +28,6 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Something a person who waits should know."""
-
-
-@dataclass
-class LogProgress:
-    """Progress as lines in the run's log: one now and then, never one a document."""
-
-    log: Callable[[str], None]
-
-    def stage(self, name: str, unit: str) -> Callable[[int, int], None]:
-        said = monotonic()
-
-        def report(done: int, total: int) -> None:
-            nonlocal said
-            if monotonic() - said >= SECONDS_BETWEEN_LINES:
-                said = monotonic()
-                self.log(f"{name}: {done} of {total} {unit}")
-
-        return report
-
-    def note(self, message: str) -> None:
-        self.log(message)
 
 
 @dataclass
@@ -87,12 +63,12 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
     tags = context.run.tags
     if PARTITION_TAG not in tags:
         raise UsageError("no collection is chosen: launch the run for a partition, which is a collection's name")
-    with open_pipeline(
-        Runtime(Settings.from_environment()),
-        tags[PARTITION_TAG],
-        LogProgress(context.log.info),
-        allow_mass_removal=MASS_REMOVAL_TAG in tags,
-    ) as pipeline:
+    runtime, name = Runtime(Settings.from_environment()), tags[PARTITION_TAG]
+    with (
+        runtime.connect() as connection,
+        closing(RunProgress(connection, context.run.run_id, name, context.log.info)) as progress,
+        open_pipeline(runtime, name, progress, allow_mass_removal=MASS_REMOVAL_TAG in tags) as pipeline,
+    ):
         yield pipeline
 
 
