@@ -18,6 +18,7 @@ from rag_pipeline.settings import Settings
 
 PARTITION_TAG = "dagster/partition"
 MASS_REMOVAL_TAG = "rag/allow_mass_removal"
+RECONCILE_TAG = "rag/reconcile"
 
 
 class Progress(Protocol):

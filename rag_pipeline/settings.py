@@ -3,8 +3,11 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
+
+from rag_pipeline.core.errors import UsageError
 
 # The clone: where dagster.yaml, workspace.yaml and sql/ lie.
 PROJECT = Path(__file__).parents[1]
@@ -25,10 +28,16 @@ class Settings:
     embedding_model: str
     chat_model: str | None
     api_key: str | None = field(repr=False)
+    reconcile_hour: int = 3
+    time_zone: str = "UTC"
+    history_days: int = 30
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """What the environment sets and, where it does not, the file `.env` in the clone."""
+        """What the environment sets and, where it does not, the file `.env` in the clone.
+
+        Raises UsageError for a value that cannot be meant.
+        """
         environment = {**dotenv_values(PROJECT / ".env"), **os.environ}
 
         def value(name: str) -> str | None:
@@ -48,4 +57,22 @@ class Settings:
             or ("openai/text-embedding-3-small" if openai_api_key else "local/all-MiniLM-L6-v2"),
             chat_model=value("RAG_CHAT_MODEL") or ("openai/gpt-4.1-mini" if openai_api_key else None),
             api_key=value("RAG_API_KEY"),
+            reconcile_hour=_within(0, 23, "RAG_RECONCILE_HOUR", value("RAG_RECONCILE_HOUR") or "3"),
+            time_zone=_time_zone(value("RAG_TIME_ZONE") or "UTC"),
+            history_days=_within(1, 10_000, "RAG_HISTORY_DAYS", value("RAG_HISTORY_DAYS") or "30"),
         )
+
+
+def _within(least: int, most: int, variable: str, text: str) -> int:
+    """A whole number in this range."""
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        raise UsageError(f"{variable}={text} is not valid: set it to a whole number from {least} to {most}")
+    return int(text)
+
+
+def _time_zone(name: str) -> str:
+    """The name of a time zone that this machine knows."""
+    try:
+        return ZoneInfo(name).key
+    except (ValueError, OSError, KeyError):
+        raise UsageError(f"RAG_TIME_ZONE={name} is not valid: set it to a name such as Europe/Berlin or UTC") from None
