@@ -42,19 +42,22 @@ def adopt_folders(
     """
     sources = {collection.source for collection in known.values()}
     made, unfit = [], {}
-    for folder in sorted(_folders(root)):
-        source = str(folder.resolve())
-        if source in sources:
-            continue
-        if not is_name(folder.name):
-            unfit[folder.name] = "its name is not 1 to 100 letters, digits, '-', '_' and '.': rename it"
-        elif folder.name in known:
-            unfit[folder.name] = f"collection {folder.name} has another source, {known[folder.name].source}: rename it"
-        else:
-            try:
-                made.append(add(connection, folder.name, source, {"embedding_model": embedding_model}))
-            except UsageError as error:
-                unfit[folder.name] = str(error)
+    with connection.transaction():
+        for folder in sorted(_folders(root)):
+            source = str(folder.resolve())
+            if source in sources:
+                continue
+            if not is_name(folder.name):
+                unfit[folder.name] = "its name is not 1 to 100 letters, digits, '-', '_' and '.': rename it"
+            elif folder.name in known:
+                unfit[folder.name] = (
+                    f"collection {folder.name} has another source, {known[folder.name].source}: rename it"
+                )
+            else:
+                try:
+                    made.append(add(connection, folder.name, source, {"embedding_model": embedding_model}))
+                except UsageError as error:
+                    unfit[folder.name] = str(error)
     return made, unfit
 
 
