@@ -31,6 +31,9 @@ from rag_pipeline.settings import Settings
 # It outlives the ticks, and so does a listing that takes longer than one.
 _poller = Poller()
 
+# A run of another job, of one asset alone, say, tells nothing of how a collection is.
+INGESTING_JOBS = ("refresh_collection", "reconcile_collection")
+
 UNFINISHED = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.STARTING,
@@ -72,7 +75,7 @@ def new_files(context: SensorEvaluationContext) -> SensorResult:
             for request in requests
         ],
         cursor=following.to_json(),
-        skip_reason=None if requests else "; ".join(news or following.reasons()) or None,
+        skip_reason=None if requests else "; ".join(news or following.reasons()) or "nothing has changed",
     )
 
 
@@ -112,15 +115,12 @@ def _runs(instance: DagsterInstance, since: float) -> tuple[set[str], dict[str, 
     in seconds since 1970; and when the last of all ended."""
     unfinished = instance.get_runs(RunsFilter(statuses=UNFINISHED))
     records = instance.get_run_records(
-        RunsFilter(
-            job_name=refresh_collection.name,
-            statuses=FINISHED,
-            updated_after=datetime.fromtimestamp(since, UTC) if since else None,
-        ),
+        RunsFilter(statuses=FINISHED, updated_after=datetime.fromtimestamp(since, UTC) if since else None),
         limit=1000,
     )
     ended = {}
     for record in sorted(records, key=lambda record: record.update_timestamp):
-        ended[record.dagster_run.tags.get(PARTITION_TAG)] = record.dagster_run.status.value.lower()
+        if record.dagster_run.job_name in INGESTING_JOBS:
+            ended[record.dagster_run.tags.get(PARTITION_TAG)] = record.dagster_run.status.value.lower()
         since = max(since, record.update_timestamp.timestamp())
     return {run.tags.get(PARTITION_TAG) for run in unfinished}, ended, since

@@ -149,7 +149,7 @@ def test_a_source_gone_says_why_backs_off_and_blocks_no_other(sensor, monkeypatc
     assert sensor.tick() == {}
     monkeypatch.setattr("rag_pipeline.sensors.time", lambda: time.time() + LONGEST_PAUSE)
     assert sensor.tick_and_run() == {"handbook": "1 added"}
-    assert sensor.said is None
+    assert sensor.said is None  # it asked for a run
 
 
 def test_a_source_that_does_not_answer_blocks_no_other(sensor, monkeypatch):

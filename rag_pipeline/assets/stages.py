@@ -3,6 +3,7 @@
 from dagster import Failure, MaterializeResult, ResourceParam, asset
 
 from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, table
+from rag_pipeline.core.samples import chunk_sample, failure_sample
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.pgvector_index import publish_documents
@@ -52,6 +53,7 @@ def parsed_text(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
             **watch.seconds(),
             **counts(report),
             **table(report.changes, "path", "characters", "elements", "failure"),
+            **table(failure_sample(pipeline.connection, pipeline.name), "path", "stage", "reason", key="failures"),
         }
     )
 
@@ -69,8 +71,14 @@ def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         runtime.input_limit(runtime.model(collection.settings)),
         progress=pipeline.progress.stage("token_chunks", "documents"),
     )
+    sample = chunk_sample(pipeline.connection, collection.name, [path for path, _, _ in report.changes])
     return MaterializeResult(
-        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "chunks", "tokens")}
+        metadata={
+            **watch.seconds(),
+            **counts(report),
+            **table(report.changes, "path", "chunks", "tokens"),
+            **table(sample, "path", "heading", "span", "tokens", key="sample"),
+        }
     )
 
 
