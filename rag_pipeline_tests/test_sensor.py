@@ -149,7 +149,7 @@ def test_a_source_gone_says_why_backs_off_and_blocks_no_other(sensor, monkeypatc
     assert sensor.tick() == {}
     monkeypatch.setattr("rag_pipeline.sensors.time", lambda: time.time() + LONGEST_PAUSE)
     assert sensor.tick_and_run() == {"handbook": "1 added"}
-    assert sensor.said is None  # it asked for a run
+    assert sensor.said is None
 
 
 def test_a_source_that_does_not_answer_blocks_no_other(sensor, monkeypatch):
@@ -191,11 +191,10 @@ def test_two_ticks_at_once_ask_for_one_run(sensor):
 def test_while_a_run_is_queued_no_other_is_asked_for(sensor):
     sensor.write("handbook/a.txt", "Apples are red.")
     assert sensor.tick() == {"handbook": "1 added"}
-    sensor.rag.done("ingest", "handbook", "--queue")
+    run_id = sensor.rag.done("ingest", "handbook", "--queue").out.strip()
     sensor.write("handbook/b.txt", "Pears are green.")
     assert sensor.tick() == {}
-    (run,) = sensor.instance.get_runs()
-    sensor.instance.report_run_canceled(run)
+    sensor.rag.done("cancel", run_id)
     assert sensor.tick() == {"handbook": "2 added"}
 
 
