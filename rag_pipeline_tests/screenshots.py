@@ -19,11 +19,12 @@ from rag_pipeline.settings import PROJECT
 
 RAG = str(Path(sys.executable).with_name("rag"))
 
-# By file: the page of the UI, and the window in pixels, of which the picture has half as many.
+# By file: the page of the UI, and the size of its window; the pictures are smaller by SCALE.
 PICTURES = {
-    "assets.png": ("asset-groups?open-nodes%5B0%5D=rag_pipeline", 2600, 1000),
-    "materialization.png": ("assets/token_chunks?view=partitions&partition=demo", 2200, 1500),
+    "assets.png": ("asset-groups", 2300, 640),
+    "materialization.png": ("assets/token_chunks?view=partitions&partition=demo", 1700, 1000),
 }
+SCALE = 0.6
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     images.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rag-pictures-", dir="/tmp") as folder:
         home = Path(folder) / "home"
-        environment = os.environ | {"RAG_HOME": str(home), "RAG_DOCUMENTS": folder, "OPENAI_API_KEY": ""}
+        environment = os.environ | {"RAG_HOME": str(home), "RAG_DOCUMENTS": f"{folder}/documents", "OPENAI_API_KEY": ""}
         try:
             subprocess.run([RAG, "demo"], env=environment, check=True, stdout=subprocess.DEVNULL)
             take(chromium, images, environment)
@@ -67,7 +68,7 @@ def photograph(chromium: str, address: str, picture: Path, width: int, height: i
     with tempfile.TemporaryDirectory() as profile:
         quiet = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
         command = [chromium, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={profile}"]
-        shape = [f"--window-size={width},{height}", "--force-device-scale-factor=0.5"]
+        shape = [f"--window-size={width},{height}", f"--force-device-scale-factor={SCALE}"]
         shot = ["--virtual-time-budget=30000", f"--screenshot={picture}", address]
         subprocess.run([*command, *shape, *shot], check=True, capture_output=True, timeout=120)
 

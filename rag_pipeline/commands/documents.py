@@ -30,7 +30,7 @@ def demo(runtime: Runtime) -> None:
 
     with runtime.connect() as connection:
         if collections.find(connection, DEMO) is None:
-            settings = {"embedding_model": runtime.settings.embedding_model, "include": ("README.md", "docs/**")}
+            settings = {"embedding_model": runtime.settings.embedding_model, "include": ("README.md", "docs/*.md")}
             collections.add(connection, DEMO, str(PROJECT), settings)
     _ingest(runtime, DEMO)
     with Rag(runtime) as rag:
