@@ -5,8 +5,10 @@ from dagster import Definitions
 from rag_pipeline.assets import ASSETS
 from rag_pipeline.assets.checks import whole_collection
 from rag_pipeline.executors import executor
-from rag_pipeline.jobs import reconcile_collection, refresh_collection
+from rag_pipeline.jobs import prune_history, reconcile_collection, refresh_collection
 from rag_pipeline.resources import pipeline_resource, rag_resource
+from rag_pipeline.schedules import build_schedules
+from rag_pipeline.sensors import new_files
 from rag_pipeline.settings import Settings
 from rag_pipeline.step_outputs import STEP_OUTPUTS, step_outputs
 
@@ -16,7 +18,9 @@ def build_definitions(**overrides: object) -> Definitions:
     return Definitions(
         assets=ASSETS,
         asset_checks=[whole_collection],
-        jobs=[refresh_collection, reconcile_collection],
+        jobs=[refresh_collection, reconcile_collection, prune_history],
+        sensors=[new_files],
+        schedules=build_schedules(Settings.from_environment()),
         resources={"pipeline": pipeline_resource, "rag": rag_resource, STEP_OUTPUTS: step_outputs, **overrides},
         executor=executor(Settings.from_environment()),
     )

@@ -65,7 +65,7 @@ def ingest(
                 for event in result.get_asset_materialization_events()
             }
             chunks = published_chunks(pipeline.connection, name)
-    return _result(name, run_id, stages, chunks, round(perf_counter() - started, 3))
+    return result_of(name, run_id, stages, chunks, round(perf_counter() - started, 3))
 
 
 @contextmanager
@@ -88,7 +88,8 @@ def _one_line(run_id: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def _result(name: str, run_id: str, stages: dict[str, dict], chunks: int, total_seconds: float) -> IngestResult:
+def result_of(name: str, run_id: str, stages: dict[str, dict], chunks: int, total_seconds: float) -> IngestResult:
+    """What a run did, from its materializations' metadata by asset. Raises KeyError when one is missing."""
     files, parsed = stages["raw_files"], stages["parsed_text"]
     embedded, published = stages["cached_embeddings"], stages["pgvector_index"]
     return IngestResult(

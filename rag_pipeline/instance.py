@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # and are written ten times as fast for it.
 DAGSTER_OPTIONS = "-csearch_path=dagster -csynchronous_commit=off"
 
-ASKED_BY_TAG, INGEST_COMMAND = "rag/asked_by", "rag ingest"
+ASKED_BY_TAG, WHY_TAG, INGEST_COMMAND = "rag/asked_by", "rag/why", "rag ingest"
 
 UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 

@@ -1,10 +1,11 @@
-"""`refresh_collection` brings one collection's index into line with its files; `reconcile_collection` doubts the rest
-as well."""
+"""`refresh_collection` brings one collection's index into line with its files, `reconcile_collection` doubts the rest
+as well, `prune_history` keeps records small."""
 
-from dagster import AssetSelection, define_asset_job
+from dagster import AssetSelection, define_asset_job, job
 
 from rag_pipeline.assets import ASSETS
 from rag_pipeline.assets.checks import WHOLE_COLLECTION_KEYS
+from rag_pipeline.history import prune_runs, tidy_tables
 from rag_pipeline.resources import RECONCILE_TAG
 
 refresh_collection = define_asset_job(
@@ -19,3 +20,8 @@ reconcile_collection = define_asset_job(
     tags={RECONCILE_TAG: "yes"},
     description="Refresh one collection, read a sample of its files again, retry what may pass now, check all of it.",
 )
+
+
+@job(description="Delete the records of old runs, save what each partition's newest materialization says; tidy tables.")
+def prune_history() -> None:
+    tidy_tables(after=prune_runs())

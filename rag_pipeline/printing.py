@@ -8,6 +8,7 @@ from rag_pipeline.core.answering import Answer
 from rag_pipeline.core.forgetting import Forgotten
 from rag_pipeline.core.retrieval import Hits
 from rag_pipeline.ingesting import IngestResult
+from rag_pipeline.runs import Run
 
 if TYPE_CHECKING:
     from rag_pipeline.core.planning import IngestPlan
@@ -92,6 +93,19 @@ def print_status(status: dict) -> None:
         click.echo(f"  last run   {run['status']}, {run['started'] or 'not started'}, {run['run_id']}")
     for failure in status["failures"]:
         click.echo(f"  {failure['path']}: {failure['reason']} ({failure['stage']}): {failure['detail']}")
+
+
+def print_run(run: Run) -> None:
+    """A run: its state, and how far it is, what it did, or why it failed."""
+    click.echo(
+        f"{run.state}: {run.collection or 'no collection'}" + (f", asked by {run.asked_by}" if run.asked_by else "")
+    )
+    if run.stage:
+        click.echo(f"  {run.stage}" + ("" if run.done is None else f": {run.done} of {run.total} {run.unit}"))
+    if run.reason:
+        click.echo(f"  {run.reason}")
+    if run.result:
+        print_ingest(run.result)
 
 
 def print_document(document: dict) -> None:

@@ -1,9 +1,8 @@
 """What assets and ops are given: the pipeline of one collection, held by one run at a time, and the query resource."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Protocol
 
 from dagster import DagsterInstance, InitResourceContext, resource
@@ -15,6 +14,7 @@ from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.locking import claim
 from rag_pipeline.core.machine import cores
 from rag_pipeline.instance import settle_runs
+from rag_pipeline.progress import RunProgress
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
 
@@ -22,9 +22,6 @@ PARTITION_TAG = "dagster/partition"
 MASS_REMOVAL_TAG = "rag/allow_mass_removal"
 # On runs that look at the whole collection, not only at what has changed.
 RECONCILE_TAG = "rag/reconcile"
-
-# A run in the background says how far it is this often; each line is an event in Dagster's database.
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
@@ -35,27 +32,6 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Something a person who waits should know."""
-
-
-@dataclass
-class LogProgress:
-    """Progress as lines in the run's log: one now and then, never one a document."""
-
-    log: Callable[[str], None]
-
-    def stage(self, name: str, unit: str) -> Callable[[int, int], None]:
-        said = monotonic()
-
-        def report(done: int, total: int) -> None:
-            nonlocal said
-            if monotonic() - said >= SECONDS_BETWEEN_LINES:
-                said = monotonic()
-                self.log(f"{name}: {done} of {total} {unit}")
-
-        return report
-
-    def note(self, message: str) -> None:
-        self.log(message)
 
 
 @dataclass
@@ -107,15 +83,20 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
     tags = context.run.tags
     if PARTITION_TAG not in tags:
         raise UsageError("no collection is chosen: launch the run for a partition, which is a collection's name")
-    with open_pipeline(
-        Runtime(Settings.from_environment()),
-        context.instance,
-        tags[PARTITION_TAG],
-        context.run.run_id,
-        LogProgress(context.log.info),
-        allow_mass_removal=MASS_REMOVAL_TAG in tags,
-        reconcile=RECONCILE_TAG in tags,
-    ) as pipeline:
+    runtime, name = Runtime(Settings.from_environment()), tags[PARTITION_TAG]
+    with (
+        runtime.connect() as connection,
+        closing(RunProgress(connection, context.run.run_id, name, context.log.info)) as progress,
+        open_pipeline(
+            runtime,
+            context.instance,
+            name,
+            context.run.run_id,
+            progress,
+            allow_mass_removal=MASS_REMOVAL_TAG in tags,
+            reconcile=RECONCILE_TAG in tags,
+        ) as pipeline,
+    ):
         yield pipeline
 
 

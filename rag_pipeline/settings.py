@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from dotenv import dotenv_values
 
@@ -33,6 +34,9 @@ class Settings:
     api_key: str | None = field(repr=False)
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    reconcile_hour: int = 3
+    time_zone: str = "UTC"
+    history_days: int = 30
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -59,8 +63,11 @@ class Settings:
             or ("openai/text-embedding-3-small" if openai_api_key else "local/all-MiniLM-L6-v2"),
             chat_model=value("RAG_CHAT_MODEL") or ("openai/gpt-4.1-mini" if openai_api_key else None),
             api_key=value("RAG_API_KEY"),
-            requests_per_minute=_whole("RAG_REQUESTS_PER_MINUTE", value("RAG_REQUESTS_PER_MINUTE")),
-            tokens_per_minute=_whole("RAG_TOKENS_PER_MINUTE", value("RAG_TOKENS_PER_MINUTE")),
+            requests_per_minute=_within(1, 10**9, "RAG_REQUESTS_PER_MINUTE", value("RAG_REQUESTS_PER_MINUTE")),
+            tokens_per_minute=_within(1, 10**12, "RAG_TOKENS_PER_MINUTE", value("RAG_TOKENS_PER_MINUTE")),
+            reconcile_hour=_within(0, 23, "RAG_RECONCILE_HOUR", value("RAG_RECONCILE_HOUR"), 3),
+            time_zone=_time_zone(value("RAG_TIME_ZONE") or "UTC"),
+            history_days=_within(1, 10_000, "RAG_HISTORY_DAYS", value("RAG_HISTORY_DAYS"), 30),
         )
 
 
@@ -71,10 +78,18 @@ def _one_of(names: Sequence[str], variable: str, text: str | None) -> str:
     return text or names[0]
 
 
-def _whole(variable: str, text: str | None) -> int | None:
-    """A positive whole number, None when there is no text."""
+def _within(least: int, most: int, variable: str, text: str | None, default: int | None = None) -> int | None:
+    """A whole number in this range, the default when there is no text."""
     if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UsageError(f"{variable}={text} is not valid: set it to a whole number above 0, or leave it out")
+        return default
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        raise UsageError(f"{variable}={text} is not valid: set it to a whole number from {least} to {most}")
     return int(text)
+
+
+def _time_zone(name: str) -> str:
+    """The name of a time zone that this machine knows."""
+    try:
+        return ZoneInfo(name).key
+    except (ValueError, OSError, KeyError):
+        raise UsageError(f"RAG_TIME_ZONE={name} is not valid: set it to a name such as Europe/Berlin or UTC") from None

@@ -49,13 +49,13 @@ def counts(report: object) -> dict[str, int | float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
-def table(rows: Sequence[tuple], *columns: str) -> dict[str, MetadataValue]:
-    """Rows under the key `changes`; nothing when there are none."""
+def table(rows: Sequence[tuple], *columns: str, key: str = "changes") -> dict[str, MetadataValue]:
+    """Rows under that key; nothing when there are none."""
     if not rows:
         return {}
     kinds = {str: "string", int: "int", float: "float"}
     return {
-        "changes": MetadataValue.table(
+        key: MetadataValue.table(
             records=[TableRecord(dict(zip(columns, row, strict=True))) for row in rows],
             schema=TableSchema(
                 [TableColumn(column, kinds[type(value)]) for column, value in zip(columns, rows[0], strict=True)]

@@ -15,6 +15,7 @@ from rag_pipeline.assets.sharding import (
     shard_outputs,
     tried_twice,
 )
+from rag_pipeline.core.samples import failure_sample
 from rag_pipeline.core.stages.parsed_text import ParseReport, parse_shard, plan_parsing
 from rag_pipeline.partitions import shared
 from rag_pipeline.resources import Pipeline
@@ -46,7 +47,7 @@ def parse_texts(pipeline: ResourceParam[Pipeline], shard: dict) -> dict:
 
 @op
 @quoting_no_row
-def report_texts(plan: dict, reports: list) -> MaterializeResult:
+def report_texts(pipeline: ResourceParam[Pipeline], plan: dict, reports: list) -> MaterializeResult:
     """Sum up what was parsed."""
     report = ParseReport()
     for each in reports:
@@ -58,6 +59,7 @@ def report_texts(plan: dict, reports: list) -> MaterializeResult:
             **counts(report),
             **rates(seconds, documents=report.documents, characters=report.characters),
             **table(report.changes, "path", "characters", "elements", "failure"),
+            **table(failure_sample(pipeline.connection, pipeline.name), "path", "stage", "reason", key="failures"),
         }
     )
 

@@ -10,6 +10,7 @@ from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, tabl
 from rag_pipeline.assets.parsed_text import parsed_text
 from rag_pipeline.core.collections import forgive_failures
 from rag_pipeline.core.garbage import reclaim_space
+from rag_pipeline.core.samples import chunk_sample
 from rag_pipeline.core.stages.pgvector_index import publish_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
 from rag_pipeline.core.stages.token_chunks import chunk_documents
@@ -61,8 +62,14 @@ def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         runtime.input_limit(runtime.model(collection.settings)),
         progress=pipeline.progress.stage("token_chunks", "documents"),
     )
+    sample = chunk_sample(pipeline.connection, collection.name, [path for path, _, _ in report.changes])
     return MaterializeResult(
-        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "chunks", "tokens")}
+        metadata={
+            **watch.seconds(),
+            **counts(report),
+            **table(report.changes, "path", "chunks", "tokens"),
+            **table(sample, "path", "heading", "span", "tokens", key="sample"),
+        }
     )
 
 
