@@ -303,6 +303,8 @@ def server(running_server: OpenAIServer) -> OpenAIServer:
     fresh = vars(OpenAIServer(dimensions=DIMENSIONS))
     for name in ("latency", "key", "failure_rate", "refuses", "intercept", "replies", "answer", "requests", "buckets"):
         setattr(running_server, name, fresh[name])
+    for name in ("after_event", "finish", "tells_usage"):
+        setattr(running_server, name, fresh[name])
     return running_server
 
 
