@@ -191,11 +191,11 @@ def test_a_stream_gives_the_text_as_it_comes_and_the_answer_at_the_end():
 
 written = st.lists(
     st.sampled_from(
-        ["word", " ", "\n", "[1]", "[2", "]", "[", ", 9", "[9]", "1", "(", ")", "http", "://", "evil.org", "`", "```"]
-        + [NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a"]
+        ["word", " ", "\n", "[1]", "[2", "]", "[", ", 9", "[9]", "1", "(", ")", "http", "://", "evil.org", "`", "```",
+         NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a"]
     ),
     max_size=25,
-).map("".join)
+).map("".join)  # fmt: skip
 
 
 @settings(deadline=None)
