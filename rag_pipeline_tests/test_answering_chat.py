@@ -136,7 +136,7 @@ def test_a_stream_is_shown_before_it_has_ended(chat, server):
 def test_a_stream_that_breaks_off_is_not_taken_for_an_answer(chat, server, drop):
     server.replies.append(Reply(events=(event("On the "), event("settings page ")), drop=drop))
     stream = stream_answer("How?", PASSAGES, chat)
-    with pytest.raises(ProviderError, match="broke off|does not answer"):
+    with pytest.raises(ProviderError, match=r"broke off|does not answer"):
         list(stream)
     assert len(server.requests) == 1
 
