@@ -11,7 +11,7 @@ from rag_pipeline.core.answering import answer, stream_answer
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import chat_model
 from rag_pipeline.core.prompting import NO_ANSWER
-from rag_pipeline.core.quoting import MOST_SENTENCES
+from rag_pipeline.core.quoting import MOST_SENTENCES, best_sentences
 from rag_pipeline.core.tokens import count_tokens
 from rag_pipeline_tests.chats import Writes, hits
 
@@ -52,6 +52,45 @@ def test_what_an_extractive_answer_quotes_stands_literally_in_the_source_it_cite
     for quote, citation in quotes:
         assert quote in sources[int(citation)].content
     assert {int(citation) for _, citation in quotes} == set(sources)
+
+
+LOGS = """6.8. Log files
+
+Log files should usually be named "/var/log/package.log". If you have many log
+files, or need a separate directory, you should create "/var/log/package" and
+place your log files there.
+
+The command to rotate them:
+
+* once a week, to keep as much of them as anybody is ever going to want to
+  read again
+* or once a day
+
+setting | default | meaning
+max_log_files | 7 | how many are kept"""
+
+
+@pytest.mark.parametrize(
+    ("question", "quoted"),
+    [
+        # Sentences and list items over the lines they were wrapped at, as they stand.
+        (
+            "Where to create a separate directory?",
+            'If you have many log\nfiles, or need a separate directory, you should create "/var/log/package" and\n'
+            "place your log files there.",
+        ),
+        (
+            "What would anybody want to read again?",
+            "* once a week, to keep as much of them as anybody is ever going to want to\n  read again",
+        ),
+        # Rows each by itself, and the words that an identifier is made of.
+        ("How many are kept by max files?", "max_log_files | 7 | how many are kept"),
+        # The heading is what the sentences are about, and no answer.
+        ("How are log files named?", 'Log files should usually be named "/var/log/package.log".'),
+    ],
+)
+def test_a_sentence_is_quoted_whole(question, quoted):
+    assert best_sentences(question, hits(LOGS, heading=("6. Files", "6.8. Log files")))[0] == (1, quoted)
 
 
 def test_a_question_that_the_documents_do_not_answer_is_not_answered():

@@ -2,23 +2,30 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from math import log
 
-from rag_pipeline.core.retrieval import Hits
+from rag_pipeline.core.boundaries import sentences
+from rag_pipeline.core.retrieval import Hit, Hits
 
 MOST_SENTENCES = 3
 # A further sentence is worth at least this part of the best.
-SHARE_OF_BEST = 0.6
+SHARE_OF_BEST = 0.7
+# What a question's word counts that stands only in the headings over a sentence, and each further hit against the one
+# before it.
+HEADING_SHARE, RANK_SHARE = 0.5, 0.2
 
-SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s|$)|(?=\n|$)|[。！？])")
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"[^\W_]+")
+
+# A line break ends a sentence unless it is where a long line was wrapped.
+WRAPPED = 45
+LIST_ITEM = re.compile(r"\s*(?:[-*+•–]|\(?\w{1,3}[.)])\s")
 
 STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
+    WORD.findall(
         """a about an and any are as at be been but by can could did do does for from had has have how i if in into is
-        it its me my no not of on or our should so that the their them then there these they this to was we were what
-        when where which who why will with without would you your""",
+        it its may me mean means must my no not of on or our should so than that the their them then there these they
+        this to was we were what when where which who why will with without would you your"""
     )
 )
 
@@ -31,22 +38,58 @@ def best_sentences(question: str, hits: Hits) -> list[tuple[int, str]]:
     if 2 * len(wanted & said) <= len(wanted):
         # A word or two in common is what any text has with a question.
         return []
-    sentences = dict.fromkeys(
-        (number, match[0].strip()) for number, hit in enumerate(hits, 1) for match in SENTENCE.finditer(hit.content)
-    )
-    frequency = Counter(stem for _, sentence in sentences for stem in _stems(sentence))
+    found = {
+        (number, sentence): _stems(sentence) & wanted
+        for number, hit in enumerate(hits, 1)
+        for sentence in _sentences(hit)
+    }
+    frequency = Counter(stem for stems in found.values() for stem in stems)
 
-    def weight(number: int, sentence: str) -> float:
-        """The question's words found, rare ones more than common ones; better hits and readable lengths first."""
-        found = sum(1 / (1 + 0.3 * log(frequency[stem])) for stem in wanted & _stems(sentence))
-        return found / (1 + 0.1 * (number - 1)) / (1 + 0.002 * len(sentence))
+    rarity = {stem: log(1 + len(found) / (1 + frequency[stem])) for stem in wanted}
 
-    ranked = sorted(((weight(*entry), *entry) for entry in sentences), key=lambda entry: -entry[0])
+    def worth(number: int, sentence: str) -> float:
+        """Rare words count more than common ones, better hits more than others; readable lengths come first."""
+        stems = found[number, sentence]
+        about = (_stems(" ".join(hits[number - 1].heading)) & wanted) - stems
+        if not stems or 3 * len(stems | about) <= len(wanted):
+            return 0.0
+        telling = sum(rarity[stem] for stem in stems) + HEADING_SHARE * sum(rarity[stem] for stem in about)
+        return telling / (1 + RANK_SHARE * (number - 1)) / (1 + 0.002 * len(sentence))
+
+    ranked = sorted(((worth(*entry), *entry) for entry in found), key=lambda entry: -entry[0])
     least = ranked[0][0] * SHARE_OF_BEST if ranked else 0.0
     return [(number, sentence) for score, number, sentence in ranked[:MOST_SENTENCES] if score >= least and score > 0]
 
 
+def _sentences(hit: Hit) -> Iterator[str]:
+    """The sentences, list items and table rows of a hit, without its headings."""
+    headings = {_words(heading) for heading in hit.heading}
+    for start, end in _units(hit.content):
+        ends = [*sentences(hit.content, start, end), end]
+        for begin, until in zip([start, *ends], ends, strict=False):
+            sentence = hit.content[begin:until].strip()
+            if sentence and _words(sentence) not in headings:
+                yield sentence
+
+
+def _units(text: str) -> Iterator[tuple[int, int]]:
+    """The spans of paragraphs, list items and rows: lines that were wrapped are one."""
+    start = 0
+    for match in re.finditer(r"\n", text):
+        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        following = text[match.end() :].partition("\n")[0]
+        wrapped = len(line) >= WRAPPED and following.strip() and not LIST_ITEM.match(following)
+        if not wrapped or " | " in line + following:
+            yield start, match.start()
+            start = match.end()
+    yield start, len(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(WORD.findall(text.lower()))
+
+
 def _stems(text: str) -> set[str]:
-    """Words that carry meaning, without the endings that vary most; whole words where that leaves little."""
-    words = {word.lower() for word in WORD.findall(text)} - STOP_WORDS
-    return {re.sub(r"(?:ing|ies|ed|es|s)$", "", word) if len(word) > 5 else word.removesuffix("s") for word in words}
+    """Words that carry meaning, without the endings that vary most."""
+    words = set(_words(text)) - STOP_WORDS
+    return {re.sub(r"(?<=...)(?:ings?|ies|ied|ions?|es|ed|e|s|y)$", "", word) for word in words}
