@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal, Self, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 import numpy as np
 
@@ -10,11 +10,13 @@ from rag_pipeline.core.answering import Answer, AnswerStream, answer, stream_ans
 from rag_pipeline.core.collections import get
 from rag_pipeline.core.embedding import embed_question
 from rag_pipeline.core.errors import ProviderError
-from rag_pipeline.core.evaluation import Evaluation, KnownQuestion, evaluate, source_questions
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.retrieval import Hits, Searcher
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from rag_pipeline.core.evaluation import Evaluation, KnownQuestion
 
 
 class Rag:
@@ -89,20 +91,24 @@ class Rag:
     def evaluate(
         self,
         collection: str,
-        questions: Sequence[KnownQuestion],
+        questions: "Sequence[KnownQuestion]",
         k: int = 5,
         mode: str = "hybrid",
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Evaluation:
+    ) -> "Evaluation":
         """How well `search` finds the known sources of questions: hit rate, MRR and nDCG at k.
 
         Raises what `search` raises, and ProviderError rather than measure another mode than was asked for.
         """
+        from rag_pipeline.core.evaluation import evaluate
+
         return evaluate(self._searcher, collection, questions, k, mode, progress)
 
-    def questions(self, collection: str) -> list[KnownQuestion]:
+    def questions(self, collection: str) -> "list[KnownQuestion]":
         """Those that come with the collection, in `questions.jsonl` at the root of its source; none where there is no
         such file. Raises SourceError when it cannot be read, UsageError for a line that is none."""
+        from rag_pipeline.core.evaluation import source_questions
+
         return source_questions(get(self._connection, collection))
 
     def close(self) -> None:

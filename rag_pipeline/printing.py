@@ -2,13 +2,16 @@
 
 import re
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
 from rag_pipeline.core.answering import Answer, AnswerStream
-from rag_pipeline.core.evaluation import Evaluation
 from rag_pipeline.core.retrieval import Hits
 from rag_pipeline.ingesting import IngestResult
+
+if TYPE_CHECKING:
+    from rag_pipeline.core.evaluation import Evaluation
 
 
 def print_hits(hits: Hits) -> None:
@@ -55,7 +58,7 @@ def print_answer(answer: Answer | AnswerStream) -> None:
     click.secho(f"\n{answer.kind}: {made}; {answer.tokens.total} tokens{cost}", dim=True)
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
+def print_evaluation(evaluation: "Evaluation") -> None:
     """The figures, and what they are figures of."""
     asked = f"{evaluation.questions} questions, {evaluation.mode} search, k = {evaluation.k}"
     click.echo(f"{evaluation.collection}: {asked}")

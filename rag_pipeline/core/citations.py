@@ -1,6 +1,7 @@
 """A chat model's reply made fit for its reader, while it comes: citations of passages that are there, and no others."""
 
 import re
+from functools import cache
 
 from rag_pipeline.core.prompting import NO_ANSWER, Prompt
 
@@ -12,8 +13,9 @@ _NUMBERS = r"\s*[0-9]{1,4}(?:\s*[,;]\s*[0-9]{1,4})*\s*"
 _CITATIONS = rf"(?:\[+{_NUMBERS}\]+(?:\([^)\s]*\))?)"
 
 
-def _pieces(or_end: str) -> re.Pattern:
-    """What has to be looked at as a whole. With `or_end`, a piece that reaches the end may be the beginning of one."""
+@cache
+def _pieces(begun: bool) -> re.Pattern:
+    """What has to be looked at as a whole; with `begun` also what reaches the end and may be the beginning of that."""
     unfinished = (
         "|".join(re.escape(NO_ANSWER[:length]) for length in range(1, len(NO_ANSWER))),
         rf"\s*{_CITATIONS}*\[[0-9\s,;]*(?:\](?:\([^)\s]*)?)?",
@@ -21,9 +23,10 @@ def _pieces(or_end: str) -> re.Pattern:
         r"[A-Za-z]+(?::/?)?",
         r"[\W_]+",
     )
-    begun = "|".join(rf"(?:{form})\Z" for form in unfinished) + "|" if or_end else ""
+    or_begun = "|".join(rf"(?:{form})\Z" for form in unfinished) + "|" if begun else ""
+    or_end = r"|\Z" if begun else ""
     return re.compile(
-        rf"""{begun}
+        rf"""{or_begun}
              (?P<code> ```(?s:.*?)(?:```{or_end}) | `[^`\n]*(?:`{or_end}) )
            | (?P<marker> {re.escape(NO_ANSWER)} )
            | (?P<space> [ ]?) (?P<citations> {_CITATIONS}+)
@@ -32,9 +35,6 @@ def _pieces(or_end: str) -> re.Pattern:
            | (?P<address> (?:https?|ftp|wss?)://[^\s<>"'`)\]]*[^\s<>"'`)\].,;:!?] )""",
         re.VERBOSE,
     )
-
-
-_WHOLE, _BEGUN = _pieces(""), _pieces(r"|\Z")
 
 
 class ReplyCheck:
@@ -61,15 +61,15 @@ class ReplyCheck:
     def feed(self, part: str) -> str:
         """What may be shown now; the rest waits for what comes after it."""
         self._pending += part
-        return self._show(_BEGUN, hold=True)
+        return self._show(hold=True)
 
     def finish(self) -> str:
         """What is still to be shown when the reply has ended."""
-        return self._show(_WHOLE, hold=False)
+        return self._show(hold=False)
 
-    def _show(self, pieces: re.Pattern, *, hold: bool) -> str:
+    def _show(self, *, hold: bool) -> str:
         shown, at = self._held, 0
-        for piece in pieces.finditer(self._pending):
+        for piece in _pieces(begun=hold).finditer(self._pending):
             shown += self._pending[at : piece.start()]
             at = piece.start()
             if hold and piece.end() == len(self._pending):
