@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rag_pipeline.core.answering import answer, stream_answer
@@ -238,6 +238,7 @@ written = st.lists(
 
 
 @settings(deadline=None)
+@example("So [1][9]. See https://x.org/a.b. And `b[9]` [[9]9], http[9]://evil.org", list(range(60)))
 @given(written, st.lists(st.integers(0, 60)))
 def test_a_stream_shows_what_the_whole_reply_would_however_it_is_split(written, cuts):
     cuts = sorted({0, *cuts, 60})

@@ -10,7 +10,8 @@ DO_NOT_SAY = "the documents do not say"
 
 # [1], and [1, 2] as some models write [1][2]; a link behind it is no part of a citation.
 _NUMBERS = r"\s*[0-9]{1,4}(?:\s*[,;]\s*[0-9]{1,4})*\s*"
-_CITATIONS = rf"(?:\[+{_NUMBERS}\]+(?:\([^)\s]*\))?)"
+_CITATIONS = rf"(?:\[{{1,3}}{_NUMBERS}\]{{1,3}}(?:\([^)\s]*\))?)"
+_ADDRESS = r"""(?:https?|ftp|wss?)://[^\s<>"'`)\]]*"""
 
 
 @cache
@@ -18,9 +19,10 @@ def _pieces(begun: bool) -> re.Pattern:
     """What has to be looked at as a whole; with `begun` also what reaches the end and may be the beginning of that."""
     unfinished = (
         "|".join(re.escape(NO_ANSWER[:length]) for length in range(1, len(NO_ANSWER))),
-        rf"\s*{_CITATIONS}*\[[0-9\s,;]*(?:\](?:\([^)\s]*)?)?",
+        rf"[ ]?{_CITATIONS}*\[{{1,3}}[0-9\s,;]*(?:\](?:\([^)\s]*)?)?",
         r"\](?:\([^)\s]*\s*)?",
         r"[A-Za-z]+(?::/?)?",
+        _ADDRESS,
         r"[\W_]+",
     )
     or_begun = "|".join(rf"(?:{form})\Z" for form in unfinished) + "|" if begun else ""
@@ -32,7 +34,7 @@ def _pieces(begun: bool) -> re.Pattern:
            | (?P<space> [ ]?) (?P<citations> {_CITATIONS}+)
            # Where a Markdown link or image leads, and an address that stands by itself.
            | \]\( (?P<target> [^)\s]+) (?=\)|\s+["'(])
-           | (?P<address> (?:https?|ftp|wss?)://[^\s<>"'`)\]]*[^\s<>"'`)\].,;:!?] )""",
+           | (?P<address> {_ADDRESS}(?<![.,;:!?]) )""",
         re.VERBOSE,
     )
 
