@@ -6,7 +6,7 @@ import psycopg
 from rag_pipeline.commands.collections import collection
 from rag_pipeline.commands.common import OrderedGroup
 from rag_pipeline.commands.documents import cancel, demo, forget, ingest, plan, show, status
-from rag_pipeline.commands.questions import ask, search
+from rag_pipeline.commands.questions import ask, evaluate, search
 from rag_pipeline.commands.serving import doctor, down, env, up
 from rag_pipeline.core.errors import RagError
 from rag_pipeline.runtime import Runtime
@@ -37,5 +37,7 @@ def main(context: click.Context) -> None:
     context.obj = Runtime(Settings.from_environment())
 
 
-for command in (demo, up, down, doctor, env, collection, plan, ingest, status, cancel, show, forget, search, ask):
+for command in (demo, up, down, doctor, env, collection, plan, ingest, status, cancel, show, forget):
+    main.add_command(command)
+for command in (search, ask, evaluate):
     main.add_command(command)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 import numpy as np
 
-from rag_pipeline.core.answering import Answer, answer
+from rag_pipeline.core.answering import Answer, AnswerStream, answer, stream_answer
+from rag_pipeline.core.collections import get
 from rag_pipeline.core.embedding import embed_question
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import embedding_model
@@ -14,6 +15,9 @@ from rag_pipeline.core.retrieval import Hits, Searcher
 from rag_pipeline.runs import Run, read_run
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from rag_pipeline.core.evaluation import Evaluation, KnownQuestion
 
 
 class Rag:
@@ -47,16 +51,66 @@ class Rag:
         """
         return self._searcher.search(_names(collection), query, k, mode)
 
-    def ask(self, collection: str | Sequence[str], question: str, k: int = 5) -> Answer:
+    @overload
+    def ask(
+        self, collection: str | Sequence[str], question: str, k: int = 5, *, stream: Literal[False] = False
+    ) -> Answer: ...
+
+    @overload
+    def ask(
+        self, collection: str | Sequence[str], question: str, k: int = 5, *, stream: Literal[True]
+    ) -> AnswerStream: ...
+
+    def ask(
+        self, collection: str | Sequence[str], question: str, k: int = 5, *, stream: bool = False
+    ) -> Answer | AnswerStream:
         """An answer from the k best hits alone, with its sources; extractive where no chat model is set.
 
-        Raises what `search` raises, and ProviderError when the chat model does not answer, or when nothing was found
-        by words alone.
+        With `stream` an iterator of its text as the model writes it, whose `answer` is the whole.
+        Raises what `retrieve` and `generate` raise; with `stream`, what the model raises comes from iterating.
+        """
+        hits = self.retrieve(collection, question, k)
+        return stream_answer(question, hits, self._runtime.chat) if stream else self.generate(hits)
+
+    def retrieve(self, collection: str | Sequence[str], question: str, k: int = 5) -> Hits:
+        """What `ask` answers from: the k best hits.
+
+        Raises what `search` raises, and ProviderError when nothing was found by words alone.
         """
         hits = self.search(collection, question, k)
         if hits.degraded and not hits:
             raise ProviderError(hits.degraded)
-        return answer(question, hits, self._runtime.chat)
+        return hits
+
+    def generate(self, hits: Hits) -> Answer:
+        """The answer to the hits' question, from these hits alone.
+
+        Raises ProviderError when the chat model does not answer, UsageError for a question too long for it.
+        """
+        return answer(hits.query, hits, self._runtime.chat)
+
+    def evaluate(
+        self,
+        collection: str,
+        questions: "Sequence[KnownQuestion]",
+        k: int = 5,
+        mode: str = "hybrid",
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> "Evaluation":
+        """How well `search` finds the known sources of questions: hit rate, MRR and nDCG at k.
+
+        Raises what `search` raises, and ProviderError rather than measure another mode than was asked for.
+        """
+        from rag_pipeline.core.evaluation import evaluate
+
+        return evaluate(self._searcher, collection, questions, k, mode, progress)
+
+    def questions(self, collection: str) -> "list[KnownQuestion]":
+        """Those that come with the collection, in `questions.jsonl` at the root of its source; none where there is no
+        such file. Raises SourceError when it cannot be read, UsageError for a line that is none."""
+        from rag_pipeline.core.evaluation import source_questions
+
+        return source_questions(get(self._connection, collection))
 
     def ingest(self, collection: str, *, allow_mass_removal: bool = False) -> str:
         """Ask the daemon to ingest a collection; the id of the run, at once. `run` tells what becomes of it.

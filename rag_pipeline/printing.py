@@ -1,16 +1,19 @@
 """Results as a person reads them: hits, answers, what an ingest did, a collection's status, a document."""
 
+import re
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
-from rag_pipeline.core.answering import Answer
+from rag_pipeline.core.answering import Answer, AnswerStream
 from rag_pipeline.core.forgetting import Forgotten
 from rag_pipeline.core.retrieval import Hits
 from rag_pipeline.ingesting import IngestResult
 from rag_pipeline.runs import Run
 
 if TYPE_CHECKING:
+    from rag_pipeline.core.evaluation import Evaluation
     from rag_pipeline.core.planning import IngestPlan
 
 
@@ -29,20 +32,41 @@ def print_hits(hits: Hits) -> None:
         click.echo(_indented(hit.content) + "\n")
 
 
-def print_answer(answer: Answer) -> None:
-    """The answer, its sources, and what it cost."""
-    click.echo(answer.text)
+def print_answer(answer: Answer | AnswerStream) -> None:
+    """The answer, as it comes where it is a stream; then its sources, and what it cost."""
+    if isinstance(answer, AnswerStream):
+        with closing(answer):
+            try:
+                for text in answer:
+                    click.echo(_visible(text), nl=False)
+            finally:
+                click.echo()
+            answer = answer.answer
+    else:
+        click.echo(_visible(answer.text))
     if answer.sources:
         click.echo()
     for source in answer.sources:
         place = _place(source.collection, source.path, source.page, source.heading)
         click.echo(f"[{source.citation}] {place} [{source.start}:{source.end}]")
+    if answer.degraded:
+        click.echo(f"less than it could be: {answer.degraded}", err=True)
+    if answer.answered and not answer.sources:
+        click.echo("the model cites no passage for this: nothing says that it stands in the documents", err=True)
     quoted = "quoted from the documents; set OPENAI_API_KEY for written answers"
     made = answer.model or (
         quoted if answer.kind == "extractive" else "nothing was found that a model could answer from"
     )
     cost = "" if not answer.cost_usd else f", ${answer.cost_usd:.6f}"
     click.secho(f"\n{answer.kind}: {made}; {answer.tokens.total} tokens{cost}", dim=True)
+
+
+def print_evaluation(evaluation: "Evaluation") -> None:
+    """The figures, and what they are figures of."""
+    asked = f"{evaluation.questions} questions, {evaluation.mode} search, k = {evaluation.k}"
+    click.echo(f"{evaluation.collection}: {asked}")
+    for name in ("hit_rate", "mrr", "ndcg"):
+        click.echo(f"  {name:9} {getattr(evaluation, name):.3f}")
 
 
 def print_ingest(result: IngestResult) -> None:
@@ -148,3 +172,8 @@ def _place(collection: str, path: str, page: int | None, heading: tuple[str, ...
 
 def _indented(text: str) -> str:
     return "\n".join(f"   {line}" for line in text.splitlines())
+
+
+def _visible(text: str) -> str:
+    """The text without what steers a terminal: a document may hold it, and a model repeat it."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)

@@ -115,7 +115,7 @@ def text_vector(text: str, dimensions: int) -> np.ndarray:
 def quote_first_passage(messages: list[dict]) -> str:
     """The canned chat answer: the first sentence of the passage numbered [1], citing it."""
     prompt = "\n".join(str(message["content"]) for message in messages)
-    passage = re.search(r"\[1\]\s*(.*?)(?=\n\s*\[2\]|\Z)", prompt, re.DOTALL)
+    passage = re.search(r"^\[1\]\n<[^>]*>\n.*?\n\n(.*?)</", prompt, re.DOTALL | re.MULTILINE)
     if passage is None or not passage[1].strip():
         return "I do not know."
     sentence = re.split(r"(?<=[.!?])\s", passage[1].strip(), maxsplit=1)[0]
@@ -129,8 +129,10 @@ class OpenAIServer:
     `tokens_per_minute` are enforced as the real API does it, by a bucket that refills steadily, and told in headers.
     A `failure_rate` of all requests fails, as often by 429 as by 500. `refuses(text)` true: 400 for the whole request.
     `intercept(request)` may return a Reply of its own; `replies` are used up first, one a request.
-    `answer(messages)` is the chat's reply. `dimensions` are those of models it does not know. `requests` logs
-    everything but the probes, which ask whether a model is still the same: they are in `probes`.
+    `answer(messages)` is the chat's reply; `after_event` is called when each event of a stream has been sent, and the
+    next one waits for it; `finish` is why the chat stops, and `tells_usage` whether it tells its tokens. `dimensions`
+    are those of models it does not know. `requests` logs everything but the probes, which ask whether a model is still
+    the same: they are in `probes`.
     """
 
     def __init__(
@@ -153,6 +155,9 @@ class OpenAIServer:
         self.intercept: Callable[[Request], Reply | None] = lambda request: None
         self.replies: deque[Reply] = deque()
         self.answer: Callable[[list[dict]], str] = quote_first_passage
+        self.after_event: Callable[[], None] = lambda: None
+        self.finish = "stop"
+        self.tells_usage = True
         self.requests: list[Request] = []
         self.probes: list[Request] = []
         self.buckets = {
@@ -203,11 +208,17 @@ class OpenAIServer:
                 reply = await self._reply(request)
                 request.status, request.answered_at = reply.status, time.monotonic()
                 if reply.drop:
-                    if reply.payload is not None:
+                    if reply.payload is not None or reply.events:
                         writer.write(reply_bytes(reply)[:-1])
                     return
-                writer.write(reply_bytes(reply))
-                await writer.drain()
+                if reply.events:
+                    for part in re.findall(rb".*?(?:\n\n|\Z)", reply_bytes(reply), re.DOTALL):
+                        writer.write(part)
+                        await writer.drain()
+                        await asyncio.to_thread(self.after_event)
+                else:
+                    writer.write(reply_bytes(reply))
+                    await writer.drain()
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass  # the client, or the test, is done
         finally:
@@ -270,15 +281,16 @@ class OpenAIServer:
         }
         common = {"id": "chatcmpl-stand-in", "created": int(time.time()), "model": model}
         if not request.body.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-            return Reply(payload={**common, "object": "chat.completion", "choices": [choice], "usage": usage})
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": self.finish}
+            told = {"usage": usage} if self.tells_usage else {}
+            return Reply(payload={**common, "object": "chat.completion", "choices": [choice], **told})
         common["object"] = "chat.completion.chunk"
         deltas = [{"content": word} for word in re.findall(r"\S+\s*|\s+", text)]
         events = [
             {**common, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
-            for delta, reason in [*((delta, None) for delta in deltas), ({}, "stop")]
+            for delta, reason in [*((delta, None) for delta in deltas), ({}, self.finish)]
         ]
-        if (request.body.get("stream_options") or {}).get("include_usage"):
+        if self.tells_usage and (request.body.get("stream_options") or {}).get("include_usage"):
             events.append({**common, "choices": [], "usage": usage})
         return Reply(events=tuple(events))
 

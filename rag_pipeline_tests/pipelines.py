@@ -331,6 +331,8 @@ def server(running_server: OpenAIServer) -> OpenAIServer:
         "buckets",
     ):
         setattr(running_server, name, fresh[name])
+    for name in ("after_event", "finish", "tells_usage"):
+        setattr(running_server, name, fresh[name])
     return running_server
 
 

@@ -18,7 +18,18 @@ STAGES = ["raw_files", "parsed_text", "token_chunks", "cached_embeddings", "pgve
 # The keys that DESIGN.md promises.
 SEARCH = {"collection", "query", "mode", "degraded", "hits"}
 HIT = {"rank", "score", "collection", "path", "page", "heading", "start", "end", "tokens", "content", "also_in"}
-ASK = {"question", "answer", "answered", "kind", "model", "cost_usd", "sources", "tokens"}
+ASK = {
+    "question",
+    "answer",
+    "answered",
+    "kind",
+    "model",
+    "cost_usd",
+    "sources",
+    "tokens",
+    "degraded",
+    "citations_dropped",
+}
 SOURCE = {"citation", "collection", "path", "page", "heading", "start", "end", "content"}
 INGEST = {
     "files": {"seen", "added", "changed", "removed", "unchanged", "withheld", "forgotten"},

@@ -3,8 +3,8 @@
 import pytest
 
 from rag_pipeline import Rag
-from rag_pipeline.core.answering import NO_ANSWER
 from rag_pipeline.core.errors import ProviderError, ServiceError, UsageError
+from rag_pipeline.core.prompting import NO_ANSWER
 from rag_pipeline_tests.openai_server import error
 from rag_pipeline_tests.pipelines import MODEL
 

@@ -1,11 +1,16 @@
-"""`rag search` and `ask`: what readers do."""
+"""`rag search`, `ask` and `evaluate`: what readers do, and how well it works."""
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from rag_pipeline.commands.common import as_json, print_json
 from rag_pipeline.runtime import Runtime
+
+# Questions that are named one by one.
+SHOWN = 10
 
 
 @click.command()
@@ -48,7 +53,7 @@ def ask(runtime: Runtime, name: str, question: str, k: int, as_json: bool) -> No
     from rag_pipeline.printing import print_answer
 
     with Rag(runtime) as rag:
-        answer = rag.ask(name.split(","), question, k=k)
+        answer = rag.ask(name.split(","), question, k=k, stream=sys.stdout.isatty() and not as_json)
     if as_json:
         print_json(
             {
@@ -60,7 +65,42 @@ def ask(runtime: Runtime, name: str, question: str, k: int, as_json: bool) -> No
                 "cost_usd": answer.cost_usd,
                 "sources": [asdict(source) for source in answer.sources],
                 "tokens": {**asdict(answer.tokens), "total": answer.tokens.total},
+                "degraded": answer.degraded,
+                "citations_dropped": answer.citations_dropped,
             }
         )
     else:
         print_answer(answer)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("questions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Among how many hits.")
+@click.option("--mode", type=click.Choice(["hybrid", "vector", "text"]), default="hybrid", show_default=True)
+@as_json
+@click.pass_obj
+def evaluate(runtime: Runtime, name: str, questions: Path, k: int, mode: str, as_json: bool) -> None:
+    """How well a collection finds the sources of QUESTIONS, a file of JSON lines.
+
+    Each line is {"question": "...", "sources": ["path", ...]} and may have an "id" and a "page".
+    """
+    from rag_pipeline.client import Rag
+    from rag_pipeline.core.evaluation import read_questions
+    from rag_pipeline.printing import print_evaluation
+    from rag_pipeline.terminal import progress
+
+    with questions.open("rb") as lines:
+        known = read_questions(lines, questions.name)
+    with Rag(runtime) as rag, progress() as bars:
+        evaluation = rag.evaluate(name, known, k=k, mode=mode, progress=bars.stage("evaluate", "questions"))
+    for question in evaluation.without_source[:SHOWN]:
+        click.echo(f"{name} has none of the sources of question {question}: it counts as not found", err=True)
+    if len(evaluation.without_source) > SHOWN:
+        click.echo(f"... nor of {len(evaluation.without_source) - SHOWN} further questions", err=True)
+    if as_json:
+        figures = asdict(evaluation)
+        del figures["without_source"]
+        print_json(figures)
+    else:
+        print_evaluation(evaluation)

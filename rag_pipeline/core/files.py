@@ -19,6 +19,9 @@ from rag_pipeline.core.errors import SourceError, UsageError
 # A file this young may be written to again within the same tick of its file system's clock: its time tells nothing.
 YOUNG_NS = 2_000_000_000
 
+# At the root of a source: questions about its documents, for evaluation. It is none of them.
+QUESTIONS = "questions.jsonl"
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -54,7 +57,7 @@ def list_source(collection: Collection) -> Listing:
         # Taken first: what is mounted from here on would show its files under an empty folder's identity.
         identity = None if remote else _identity(collection.source)
         for file in (_walk_remote if remote else _walk_local)(collection.source):
-            if file is not None and wanted(file.path):
+            if file is not None and file.path != QUESTIONS and wanted(file.path):
                 files[file.path] = file
             else:
                 skipped += 1
