@@ -168,7 +168,7 @@ class Pipeline:
         return set(self.connection.execute("SELECT tableoid, ctid::text, xmin::text FROM rag.indexed_chunk").fetchall())
 
     def assert_as_built_anew(self) -> None:
-        """Readers see what a clean build of the same files shows, and what cannot be parsed in its last good version."""
+        """Readers see what a clean build of the files shows; what does not parse stays in its last good version."""
         settings = {key: value for key, value in vars(self.collection.settings).items() if value is not None}
         with closing(Pipeline(self.runtime, self.folder, f"{self.name}-anew", **settings)) as anew:
             try:

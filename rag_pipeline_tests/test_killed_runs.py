@@ -1,4 +1,4 @@
-"""`rag ingest` or its PostgreSQL killed with SIGKILL: readers lose nothing, and the next run ends as a clean build does."""
+"""`rag ingest` or its PostgreSQL killed: readers lose nothing, and the next run ends as a clean build does."""
 
 import os
 import random
@@ -104,7 +104,7 @@ def cached(redis_url: str) -> set[bytes]:
 def kill_and_run_again(
     rag: Command, pipeline: Pipeline, server: OpenAIServer, change: str, kill: Callable[[], None]
 ) -> None:
-    """After a run that `kill` starts and ends: what readers see then, and after the next run, and what that one asks."""
+    """After a run that `kill` starts and ends: what readers see then, what the next run asks, and what it makes."""
     prepare(pipeline, change)
     before = pipeline.served()
     kill()
