@@ -180,7 +180,10 @@ class Pipeline:
                 anew.run()
                 failed = anew.failures()
                 assert self.failures() == failed
-                assert {path: chunks for path, chunks in self.served().items() if path not in failed} == anew.served()
+                served = {path: chunks for path, chunks in self.served().items() if path not in failed}
+                assert served == anew.served()
+                files = {str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file()}
+                assert set(served) == files - set(failed)
             finally:
                 collections.remove(anew.connection, anew.name)
 

@@ -43,6 +43,7 @@ changes = st.one_of(
     st.fixed_dictionaries({"embed_headings": st.booleans()}),
     st.fixed_dictionaries({"text_search": st.sampled_from(["english", "simple"])}),
     st.fixed_dictionaries({"hnsw_m": st.sampled_from([8, 16])}),
+    st.fixed_dictionaries({"precision": st.sampled_from(["full", "half"])}),
     st.fixed_dictionaries({"embedding_model": models}),
 )
 
