@@ -193,6 +193,8 @@ class History(RuleBasedStateMachine):
             self.check_readers()
             self.pipeline.assert_clean()
             self.pipeline.assert_as_built_anew()
+            failed = set(self.pipeline.failures())
+            assert set(self.pipeline.served()) - failed == self.wanted() - failed
         finally:
             collections.remove(self.pipeline.connection, self.name)
             self.pipeline.close()
