@@ -11,6 +11,7 @@ from psycopg import Connection, sql
 
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.indexing import delete_chunks, drop_retired
+from rag_pipeline.core.locking import keep_out_forget
 
 BATCH = 200
 
@@ -32,7 +33,7 @@ def collect_texts(connection: Connection, name: str, delete_rows: Callable[[Sequ
     deleted = 0
     while keys := _noted(connection, name, "chunking"):
         with connection.transaction():
-            _keep_out_forget(connection, name)
+            keep_out_forget(connection, name)
             unheld = connection.execute(
                 """DELETE FROM rag.token_chunk c
                    WHERE collection = %(collection)s AND chunk_key = ANY (%(keys)s)
@@ -78,7 +79,7 @@ def erase_forgotten(connection: Connection, name: str, caches: Sequence[Embeddin
     deleted = 0
     while keys := _noted(connection, name, "embedding"):
         with connection.transaction():
-            _keep_out_forget(connection, name)
+            keep_out_forget(connection, name)
             deleted += _delete_rows(connection, name, keys)
         erase_cached(caches, unheld(connection, name, keys))
         _strike(connection, name, "embedding", keys)
@@ -155,11 +156,6 @@ def unheld(connection: Connection, name: str, hashes: Sequence[bytes]) -> list[b
         {"collection": name, "hashes": list(hashes)},
     ).fetchall()
     return [content_hash for (content_hash,) in rows]
-
-
-def _keep_out_forget(connection: Connection, name: str) -> None:
-    """Until the transaction ends: `rag forget` locks this row before it touches any that writers lock."""
-    connection.execute("SELECT FROM rag.collection WHERE name = %s FOR KEY SHARE", [name])
 
 
 def _noted(connection: Connection, name: str, kind: str) -> list[bytes]:

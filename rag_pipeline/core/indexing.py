@@ -16,6 +16,7 @@ from psycopg import Connection, sql
 from psycopg.rows import class_row
 
 from rag_pipeline.core.collections import Collection
+from rag_pipeline.core.locking import keep_out_forget
 from rag_pipeline.core.models import EmbeddingModel
 
 # pgvector's HNSW takes vectors of at most this many dimensions in full precision, twice as many in half.
@@ -301,17 +302,13 @@ def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable, 
 
     A live index counts its words as they come, one under construction when all are there (`_count_words`).
     """
-    if index.active:
-        # `rag forget` locks this row before it touches any that is locked here.
-        connection.execute("SELECT FROM rag.collection WHERE name = %s FOR KEY SHARE", [index.collection])
     words = """more AS (
                    INSERT INTO rag.index_term AS t (index_id, term, chunks)
                    SELECT %(index)s, lexeme, count(*) FROM inserted, unnest(inserted.terms)
                    GROUP BY lexeme ORDER BY lexeme
                    ON CONFLICT (index_id, term) DO UPDATE SET chunks = t.chunks + excluded.chunks),"""
-    (inserted,) = connection.execute(
-        sql.SQL(
-            """WITH inserted AS (
+    statement = sql.SQL(
+        """WITH inserted AS (
                    INSERT INTO {table} (index_id, content_hash, input, embedding, terms)
                    SELECT %(index)s, content_hash, input, embedding, rag.terms(%(text_search)s::regconfig, input)
                    FROM ({chunks}) AS chunks ON CONFLICT DO NOTHING RETURNING terms),
@@ -319,16 +316,22 @@ def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable, 
                total AS (SELECT count(*) AS rows, coalesce(sum(length(terms)), 0) AS words FROM inserted)
                UPDATE rag.vector_index v SET rows = v.rows + total.rows, words = v.words + total.words
                FROM total WHERE id = %(index)s RETURNING total.rows"""
-        ).format(table=index.table, chunks=chunks, words=sql.SQL(words if index.active else "")),
-        {
-            "index": index.id,
-            "collection": index.collection,
-            "model": index.model,
-            "dimensions": index.dimensions,
-            "text_search": index.text_search,
-            **parameters,
-        },
-    ).fetchone()
+    ).format(table=index.table, chunks=chunks, words=sql.SQL(words if index.active else ""))
+    with connection.transaction():
+        # Taking over all of a sibling may take long, and nobody but its run writes to an index under construction.
+        if index.active or parameters:
+            keep_out_forget(connection, index.collection)
+        (inserted,) = connection.execute(
+            statement,
+            {
+                "index": index.id,
+                "collection": index.collection,
+                "model": index.model,
+                "dimensions": index.dimensions,
+                "text_search": index.text_search,
+                **parameters,
+            },
+        ).fetchone()
     return inserted
 
 

@@ -39,10 +39,7 @@ def is_living(connection: Connection, run_id: str) -> bool:
 @contextmanager
 def claim(connection: Connection, name: str, run_id: str, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold the collection for a run, all of whose steps pass. Calls `waiting` once with the id of the run that has it,
-    if another does, and waits until that has ended; raises UsageError when the collection is removed meanwhile.
-
-    The connection is the claim's alone until it ends.
-    """
+    if another does, and waits until that has ended; raises UsageError when the collection is removed meanwhile."""
     with living(connection, run_id):
         told, pause = False, threading.Event()
         while not _take(connection, name, run_id):
@@ -57,6 +54,12 @@ def holder(connection: Connection, name: str) -> str | None:
     """The id of the run that has the collection; None when none has."""
     row = connection.execute("SELECT run_id FROM rag.claim WHERE collection = %s", [name]).fetchone()
     return row[0] if row and is_living(connection, row[0]) else None
+
+
+def keep_out_forget(connection: Connection, name: str) -> None:
+    """Until the transaction ends: `rag forget` locks this row before it touches any that writers lock,
+    which keeps the two out of each other's way, and of a deadlock."""
+    connection.execute("SELECT FROM rag.collection WHERE name = %s FOR KEY SHARE", [name])
 
 
 def _take(connection: Connection, name: str, run_id: str) -> bool:

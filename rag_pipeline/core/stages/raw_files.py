@@ -14,6 +14,7 @@ from psycopg import Connection
 from rag_pipeline.core.collections import Collection
 from rag_pipeline.core.errors import SourceError
 from rag_pipeline.core.files import Listing, SourceFile, list_source, location, open_file
+from rag_pipeline.core.locking import keep_out_forget
 from rag_pipeline.core.media_types import detect
 from rag_pipeline.core.parsing import PARSER_VERSION
 
@@ -239,7 +240,7 @@ def _store(
 
 def _barred(connection: Connection, name: str, hashes: list[bytes]) -> set[bytes]:
     """Which of the contents were forgotten; none more is until the transaction ends."""
-    connection.execute("SELECT FROM rag.collection WHERE name = %s FOR KEY SHARE", [name])
+    keep_out_forget(connection, name)
     rows = connection.execute(
         "SELECT content_hash FROM rag.forgotten_content WHERE collection = %s AND content_hash = ANY (%s)",
         [name, hashes],
