@@ -1,14 +1,26 @@
 """Where a run's steps are done: in the run's own process, or by Celery workers on any number of machines."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dagster import ExecutorDefinition, in_process_executor
+from dagster import (
+    ExecutorDefinition,
+    InitExecutorContext,
+    in_process_executor,
+    multiple_process_executor_requirements,
+)
+from dagster import executor as define_executor
 
 from rag_pipeline.core.errors import UsageError
+from rag_pipeline.core.locking import living
+from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from celery import Celery
+    from dagster import DagsterEvent
+    from dagster._core.execution.context.system import PlanOrchestrationContext
+    from dagster._core.execution.plan.plan import ExecutionPlan
 
 # A step whose whole worker is gone is given to another after this time. It has to be longer than any step lasts, or
 # two workers would do the same one; a worker that lives and loses the process of a step gives it back at once.
@@ -20,9 +32,23 @@ def executor(settings: Settings) -> ExecutorDefinition:
     if settings.executor == "in_process":
         return in_process_executor
     config = _celery_config(settings)
-    from dagster_celery import celery_executor
+    from dagster._core.execution.retries import RetryMode
+    from dagster_celery.executor import CeleryExecutor
 
-    return celery_executor.configured(config, name="celery")
+    class LivingExecutor(CeleryExecutor):
+        """Says that the run lives also between its steps, as long as the process does that hands them out."""
+
+        def execute(
+            self, plan_context: "PlanOrchestrationContext", execution_plan: "ExecutionPlan"
+        ) -> Iterator["DagsterEvent"]:
+            with Runtime(settings).connect() as connection, living(connection, plan_context.run_id):
+                yield from super().execute(plan_context, execution_plan)
+
+    @define_executor(name="celery", requirements=multiple_process_executor_requirements())
+    def celery(context: InitExecutorContext) -> LivingExecutor:
+        return LivingExecutor(retries=RetryMode.ENABLED, **config)
+
+    return celery
 
 
 def celery_app(settings: Settings) -> "Celery":
