@@ -5,9 +5,9 @@ import psycopg
 
 from rag_pipeline.commands.collections import collection
 from rag_pipeline.commands.common import OrderedGroup
-from rag_pipeline.commands.documents import demo, ingest, show, status
+from rag_pipeline.commands.documents import cancel, demo, forget, ingest, plan, show, status
 from rag_pipeline.commands.questions import ask, evaluate, search
-from rag_pipeline.commands.serving import down, env, up
+from rag_pipeline.commands.serving import doctor, down, env, up
 from rag_pipeline.core.errors import RagError
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
@@ -37,5 +37,10 @@ def main(context: click.Context) -> None:
     context.obj = Runtime(Settings.from_environment())
 
 
-for command in (demo, up, down, env, collection, ingest, status, show, search, ask, evaluate):
-    main.add_command(command)
+for commands in (
+    (demo, up, down, doctor, env, collection),
+    (plan, ingest, status, cancel, show, forget),
+    (search, ask, evaluate),
+):
+    for command in commands:
+        main.add_command(command)

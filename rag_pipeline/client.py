@@ -1,4 +1,4 @@
-"""`Rag`: search and ask from Python. Nothing here starts a Dagster run."""
+"""`Rag`: search and ask from Python, and hand work to the daemon."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,6 +12,7 @@ from rag_pipeline.core.embedding import embed_question
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.retrieval import Hits, Searcher
+from rag_pipeline.runs import Run, read_run
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
 
@@ -110,6 +111,26 @@ class Rag:
         from rag_pipeline.core.evaluation import source_questions
 
         return source_questions(get(self._connection, collection))
+
+    def ingest(self, collection: str, *, allow_mass_removal: bool = False) -> str:
+        """Ask the daemon to ingest a collection; the id of the run, at once. `run` tells what becomes of it.
+
+        Raises UsageError when there is no such collection.
+        """
+        from rag_pipeline.queueing import queue_runs
+
+        (run_id,) = queue_runs(self._runtime, [collection], "Rag.ingest", allow_mass_removal=allow_mass_removal)
+        return run_id
+
+    def run(self, run_id: str) -> Run:
+        """How far a run is, what it did, or why it failed. Raises UsageError when there is no such run."""
+        return read_run(self._connection, run_id)
+
+    def cancel(self, run_id: str) -> None:
+        """Cancel a queued run, or end one under way; what it did is kept. Raises UsageError where there is none."""
+        from rag_pipeline.queueing import cancel_run
+
+        cancel_run(self._runtime, run_id)
 
     def close(self) -> None:
         self._connection.close()

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from rag_pipeline.core.errors import ProviderError, RagError
 from rag_pipeline.core.status import published_chunks
-from rag_pipeline.instance import ASKED_BY_TAG, INGEST_COMMAND, dagster_instance, settle_runs
+from rag_pipeline.instance import ASKED_BY_TAG, INGEST_COMMAND, dagster_instance
 from rag_pipeline.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -30,19 +30,22 @@ class IngestResult:
     seconds: dict[str, float]
 
 
-def ingest(runtime: Runtime, name: str, progress: "Progress", *, allow_mass_removal: bool = False) -> IngestResult:
+def ingest(
+    runtime: Runtime, name: str, progress: "Progress", *, allow_mass_removal: bool = False, wait: bool = True
+) -> IngestResult:
     """Run `refresh_collection` for a collection now, in this process, and wait for it.
 
-    Raises the RagError of the stage that failed, or one that names the run, whose record in Dagster tells more.
+    Raises the RagError of the stage that failed, or one that names the run, whose record in Dagster tells more; and
+    UsageError when another run has the collection and this one is not to `wait`.
     """
-    started = perf_counter()
+    started, run_id = perf_counter(), str(uuid4())
     with dagster_instance(runtime) as instance:
         from rag_pipeline.definitions import build_definitions
         from rag_pipeline.resources import MASS_REMOVAL_TAG, open_pipeline
 
-        with open_pipeline(runtime, name, progress, allow_mass_removal=allow_mass_removal) as pipeline:
-            settle_runs(instance, name)
-            run_id = str(uuid4())
+        with open_pipeline(
+            runtime, instance, name, run_id, progress, allow_mass_removal=allow_mass_removal, wait=wait
+        ) as pipeline:
             with _one_line(run_id, name):
                 result = (
                     build_definitions(pipeline=pipeline)
@@ -62,7 +65,7 @@ def ingest(runtime: Runtime, name: str, progress: "Progress", *, allow_mass_remo
                 for event in result.get_asset_materialization_events()
             }
             chunks = published_chunks(pipeline.connection, name)
-    return _result(name, run_id, stages, chunks, round(perf_counter() - started, 3))
+    return result_of(name, run_id, stages, chunks, round(perf_counter() - started, 3))
 
 
 @contextmanager
@@ -85,13 +88,16 @@ def _one_line(run_id: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def _result(name: str, run_id: str, stages: dict[str, dict], chunks: int, total_seconds: float) -> IngestResult:
+def result_of(name: str, run_id: str, stages: dict[str, dict], chunks: int, total_seconds: float) -> IngestResult:
+    """What a run did, from its materializations' metadata by asset. Raises KeyError when one is missing."""
     files, parsed = stages["raw_files"], stages["parsed_text"]
     embedded, published = stages["cached_embeddings"], stages["pgvector_index"]
     return IngestResult(
         collection=name,
         run_id=run_id,
-        files={key: files[key] for key in ("seen", "added", "changed", "removed", "unchanged", "withheld")},
+        files={
+            key: files[key] for key in ("seen", "added", "changed", "removed", "unchanged", "withheld", "forgotten")
+        },
         parsed={key: parsed[key] for key in ("documents", "failed")},
         chunks={"total": chunks, "new": stages["token_chunks"]["new"]},
         embeddings={key: embedded.get(key) for key in ("cached", "requested", "tokens", "cost_usd")},

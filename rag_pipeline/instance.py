@@ -3,8 +3,8 @@
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from rag_pipeline.core.collections import list_all
 from rag_pipeline.core.database import MIGRATION_LOCK
-from rag_pipeline.core.locking import writer
+from rag_pipeline.core.locking import is_living
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import PROJECT
 
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
 # and are written ten times as fast for it.
 DAGSTER_OPTIONS = "-csearch_path=dagster -csynchronous_commit=off"
 
-ASKED_BY_TAG, INGEST_COMMAND = "rag/asked_by", "rag ingest"
+ASKED_BY_TAG, WHY_TAG, INGEST_COMMAND = "rag/asked_by", "rag/why", "rag ingest"
 
 UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
+
+# What holds its collection while it runs: the jobs, and what Dagster runs when assets are materialized by hand.
+WRITING_JOBS = ("refresh_collection", "reconcile_collection", "__ASSET_JOB")
+
+# A run that was launched elsewhere has this long to import the code and say that it lives.
+TIME_TO_START = timedelta(seconds=60)
 
 
 def dagster_environment(runtime: Runtime) -> dict[str, str]:
@@ -96,7 +102,7 @@ def last_run(runtime: Runtime, connection: Connection, name: str) -> dict[str, s
     statement = """SELECT run_id, status, start_time, end_time FROM dagster.runs JOIN dagster.run_tags USING (run_id)
                    WHERE key = 'dagster/partition' AND value = %s ORDER BY runs.id DESC LIMIT 1"""
     row = connection.execute(statement, [name]).fetchone()
-    if row and row[1] in UNFINISHED and _settle_if_idle(runtime, name):
+    if row and row[1] in UNFINISHED and not is_living(connection, row[0]) and _settle(runtime, connection, name):
         row = connection.execute(statement, [name]).fetchone()
     if row is None:
         return None
@@ -104,32 +110,36 @@ def last_run(runtime: Runtime, connection: Connection, name: str) -> dict[str, s
     return {"run_id": run_id, "status": status.lower(), "started": _time(started), "ended": _time(ended)}
 
 
-def settle_runs(instance: "DagsterInstance", name: str) -> None:
-    """Record as failed the runs of `rag ingest` whose process is gone. The caller holds the collection for writing.
+def settle_runs(instance: "DagsterInstance", connection: Connection, name: str | None = None) -> list[str]:
+    """Record as failed the runs, of one collection or of all, that say they are at work and whose process is gone.
 
-    Such a run holds the collection from before it is recorded until it has ended: no living one can be among them.
+    Returns their ids. A run of `rag ingest` lives from before it is recorded until it has ended; another says so once
+    it has started.
     """
     from dagster import DagsterRunStatus, RunsFilter
 
     unfinished = RunsFilter(
-        tags={"dagster/partition": name, ASKED_BY_TAG: INGEST_COMMAND},
+        tags={"dagster/partition": name} if name else {},
         statuses=[DagsterRunStatus(status) for status in UNFINISHED],
     )
-    for run in instance.get_runs(unfinished):
-        instance.report_run_failed(run, f"The process of this run is gone: rag ingest {name} goes on where it stopped.")
+    settled = []
+    for record in instance.get_run_records(unfinished):
+        run = record.dagster_run
+        here = run.tags.get(ASKED_BY_TAG) == INGEST_COMMAND
+        starting = not here and datetime.now(UTC) - record.update_timestamp < TIME_TO_START
+        if run.job_name in WRITING_JOBS and not starting and not is_living(connection, run.run_id):
+            collection = run.tags.get("dagster/partition", "NAME")
+            instance.report_run_failed(
+                run, f"The process of this run is gone: rag ingest {collection} goes on where it stopped."
+            )
+            settled.append(run.run_id)
+    return settled
 
 
-def _settle_if_idle(runtime: Runtime, name: str) -> bool:
-    """Settle a collection's runs, unless one of them is at work."""
-
-    def give_up() -> None:
-        raise BlockingIOError
-
-    with suppress(BlockingIOError), runtime.connect() as lock, writer(lock, name, give_up):
-        with dagster_instance(runtime) as instance:
-            settle_runs(instance, name)
-        return True
-    return False
+def _settle(runtime: Runtime, connection: Connection, name: str) -> bool:
+    """Whether there was a run to settle."""
+    with dagster_instance(runtime) as instance:
+        return bool(settle_runs(instance, connection, name))
 
 
 def _time(seconds: float | None) -> str | None:

@@ -1,23 +1,33 @@
-"""The jobs: to keep a collection's index in line with its files, to measure its retrieval, and to ask it."""
+"""`refresh_collection` brings one collection's index into line with its files, `reconcile_collection` doubts the rest
+as well, `answer_question` asks it, and `prune_history` keeps records small."""
 
 from dagster import AssetSelection, define_asset_job, in_process_executor, job
 
 from rag_pipeline.assets import ASSETS
+from rag_pipeline.assets.checks import WHOLE_COLLECTION_KEYS
 from rag_pipeline.assets.quality import retrieval_quality
+from rag_pipeline.history import prune_runs, tidy_tables
 from rag_pipeline.ops import generate, retrieve
+from rag_pipeline.resources import RECONCILE_TAG
 
 refresh_collection = define_asset_job(
     "refresh_collection",
-    selection=AssetSelection.assets(*ASSETS),
+    selection=AssetSelection.assets(*ASSETS) - AssetSelection.checks(*WHOLE_COLLECTION_KEYS),
     description="Bring one collection's index into line with its files.",
 )
 
-# A job of its own, so that an ingest neither waits for it nor pays for its questions.
-evaluate_retrieval = define_asset_job(
-    "evaluate_retrieval",
-    selection=AssetSelection.assets(retrieval_quality),
-    description="Measure how well one collection finds the sources of the questions that come with it.",
+reconcile_collection = define_asset_job(
+    "reconcile_collection",
+    selection=AssetSelection.assets(*ASSETS, retrieval_quality),
+    tags={RECONCILE_TAG: "yes"},
+    description="Refresh one collection, read a sample of its files again, retry what may pass now, check and "
+    "measure all of it.",
 )
+
+
+@job(description="Delete the records of old runs, save what each partition's newest materialization says; tidy tables.")
+def prune_history() -> None:
+    tidy_tables(after=prune_runs())
 
 
 @job(

@@ -6,6 +6,9 @@ from dagster import DagsterInstance, DynamicPartitionsDefinition
 
 collections_partitions = DynamicPartitionsDefinition(name="collections")
 
+# What the assets have in common.
+shared = {"partitions_def": collections_partitions, "group_name": "rag_pipeline"}
+
 
 def sync_partitions(instance: DagsterInstance, names: Iterable[str]) -> None:
     """Make Dagster's partitions equal to the collections' names."""

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from rag_pipeline.core.answering import Answer, AnswerStream
+from rag_pipeline.core.forgetting import Forgotten
 from rag_pipeline.core.retrieval import Hits
 from rag_pipeline.ingesting import IngestResult
+from rag_pipeline.runs import Run
 
 if TYPE_CHECKING:
     from rag_pipeline.core.evaluation import Evaluation
+    from rag_pipeline.core.planning import IngestPlan
 
 
 def print_hits(hits: Hits) -> None:
@@ -69,7 +72,9 @@ def print_evaluation(evaluation: "Evaluation") -> None:
 def print_ingest(result: IngestResult) -> None:
     """One line for what changed, one for what it took."""
     files, index = result.files, result.index
-    changes = ", ".join(f"{files[key]} {key}" for key in ("added", "changed", "removed", "withheld") if files[key])
+    changes = ", ".join(
+        f"{files[key]} {key}" for key in ("added", "changed", "removed", "withheld", "forgotten") if files[key]
+    )
     click.echo(f"{result.collection}: {files['seen']} files, {changes or 'nothing changed'}")
     if result.parsed["failed"]:
         click.echo(f"{result.parsed['failed']} files could not be parsed: rag status {result.collection} tells why")
@@ -81,6 +86,20 @@ def print_ingest(result: IngestResult) -> None:
     )
 
 
+def print_plan(plan: "IngestPlan", most_tokens: int | None) -> None:
+    """What would change, and what it would cost; `most_tokens` is the collection's own limit for a run."""
+    files, embed = plan.files, plan.to_embed
+    changes = ", ".join(f"{files[key]} {key}" for key in ("added", "changed", "removed", "withheld") if files[key])
+    click.echo(f"{plan.collection}: {files['seen']} files, {changes or 'nothing changed'}; {plan.to_parse} to parse")
+    about = "about " if plan.estimated else ""
+    cost = "price not known" if embed.cost_usd is None else f"${embed.cost_usd:.4f}"
+    click.echo(f"to embed: {about}{embed.chunks} chunks, {about}{embed.tokens} tokens, {about}{cost}")
+    if plan.estimated:
+        click.echo("what is not parsed yet is estimated from the sizes of the files", err=True)
+    if most_tokens is not None and embed.tokens > most_tokens:
+        click.echo(f"more than max_embedding_tokens_per_run={most_tokens}: the ingest would not ask", err=True)
+
+
 def print_status(status: dict) -> None:
     """A collection: its documents, its index, its last run, and what failed."""
     documents, index, run = status["documents"], status["index"], status["last_run"]
@@ -88,10 +107,29 @@ def print_status(status: dict) -> None:
     click.echo("  documents  " + ", ".join(f"{number} {state}" for state, number in documents.items()))
     click.echo(f"  index      {status['chunks']} chunks, {index['rows']} rows, {index['bytes'] / 2**20:.1f} MB")
     click.echo(f"  model      {index['model']}, {index['dimensions']} dimensions")
+    spent = status["embeddings"]
+    if spent["requests"]:
+        unpriced = f" and {spent['unpriced']} tokens of no known price" if spent["unpriced"] else ""
+        click.echo(
+            f"  embedded   {spent['tokens']} tokens in {spent['requests']} requests, ${spent['cost_usd']:.4f}{unpriced}"
+        )
     if run:
         click.echo(f"  last run   {run['status']}, {run['started'] or 'not started'}, {run['run_id']}")
     for failure in status["failures"]:
         click.echo(f"  {failure['path']}: {failure['reason']} ({failure['stage']}): {failure['detail']}")
+
+
+def print_run(run: Run) -> None:
+    """A run: its state, and how far it is, what it did, or why it failed."""
+    click.echo(
+        f"{run.state}: {run.collection or 'no collection'}" + (f", asked by {run.asked_by}" if run.asked_by else "")
+    )
+    if run.stage:
+        click.echo(f"  {run.stage}" + ("" if run.done is None else f": {run.done} of {run.total} {run.unit}"))
+    if run.reason:
+        click.echo(f"  {run.reason}")
+    if run.result:
+        print_ingest(run.result)
 
 
 def print_document(document: dict) -> None:
@@ -112,6 +150,20 @@ def print_document(document: dict) -> None:
         place = f"#{chunk['ordinal']} [{chunk['start']}:{chunk['end']}] {chunk['tokens']} tokens"
         click.secho(f"  {place}  {' › '.join(chunk['heading'])}", dim=True)
         click.echo(_indented(chunk["content"]))
+
+
+def print_forgotten(forgotten: Forgotten) -> None:
+    """What went, and where else the document or most of its text still is."""
+    for path in forgotten.paths:
+        click.echo(f"forgot {forgotten.collection}/{path}")
+    click.echo(f"{forgotten.rows} rows left the index; a file with these bytes is not taken in again")
+    for copy in forgotten.copies:
+        click.secho(f"the same bytes are in {copy['collection']}/{copy['path']}", fg="yellow")
+    for similar in forgotten.similar:
+        click.secho(
+            f"{similar['shared']} of its {similar['of']} chunks are also in {forgotten.collection}/{similar['path']}",
+            fg="yellow",
+        )
 
 
 def _place(collection: str, path: str, page: int | None, heading: tuple[str, ...]) -> str:

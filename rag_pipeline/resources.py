@@ -1,26 +1,27 @@
 """What assets and ops are given: the pipeline of one collection, held by one run at a time, and the query resource."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Protocol
 
-from dagster import InitResourceContext, resource
+from dagster import DagsterInstance, InitResourceContext, resource
 from psycopg import Connection
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core.collections import Collection, get
 from rag_pipeline.core.errors import UsageError
-from rag_pipeline.core.locking import writer
+from rag_pipeline.core.locking import claim
+from rag_pipeline.core.machine import cores
+from rag_pipeline.instance import settle_runs
+from rag_pipeline.progress import RunProgress
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
 
 PARTITION_TAG = "dagster/partition"
 MASS_REMOVAL_TAG = "rag/allow_mass_removal"
-
-# A run in the background says how far it is this often; each line is an event in Dagster's database.
-SECONDS_BETWEEN_LINES = 10.0
+# On runs that look at the whole collection, not only at what has changed.
+RECONCILE_TAG = "rag/reconcile"
 
 
 class Progress(Protocol):
@@ -34,27 +35,6 @@ class Progress(Protocol):
 
 
 @dataclass
-class LogProgress:
-    """Progress as lines in the run's log: one now and then, never one a document."""
-
-    log: Callable[[str], None]
-
-    def stage(self, name: str, unit: str) -> Callable[[int, int], None]:
-        said = monotonic()
-
-        def report(done: int, total: int) -> None:
-            nonlocal said
-            if monotonic() - said >= SECONDS_BETWEEN_LINES:
-                said = monotonic()
-                self.log(f"{name}: {done} of {total} {unit}")
-
-        return report
-
-    def note(self, message: str) -> None:
-        self.log(message)
-
-
-@dataclass
 class Pipeline:
     """One collection as a run works on it; no other run writes to it meanwhile."""
 
@@ -63,7 +43,8 @@ class Pipeline:
     name: str
     progress: Progress
     allow_mass_removal: bool = False
-    workers: int = field(default_factory=lambda: _cores())
+    reconcile: bool = False
+    workers: int = field(default_factory=cores)
 
     @property
     def collection(self) -> Collection:
@@ -73,13 +54,28 @@ class Pipeline:
 
 @contextmanager
 def open_pipeline(
-    runtime: Runtime, name: str, progress: Progress, *, allow_mass_removal: bool = False
+    runtime: Runtime,
+    instance: DagsterInstance,
+    name: str,
+    run_id: str,
+    progress: Progress,
+    *,
+    allow_mass_removal: bool = False,
+    reconcile: bool = False,
+    wait: bool = True,
 ) -> Iterator[Pipeline]:
-    """The pipeline of a collection, once no other run holds it."""
+    """The pipeline of a collection for a run, once no other run holds it; raises UsageError if it is not to wait."""
+
+    def waiting(other: str) -> None:
+        if not wait:
+            raise UsageError(f"run {other} has {name} now: leave --no-wait out to wait until it has ended")
+        progress.note(f"waiting for another run of {name} to end")
+
     with runtime.connect() as connection, runtime.connect() as lock:
         get(connection, name)
-        with writer(lock, name, lambda: progress.note(f"waiting for another run of {name} to end")):
-            yield Pipeline(runtime, connection, name, progress, allow_mass_removal)
+        with claim(lock, name, run_id, waiting):
+            settle_runs(instance, connection, name)
+            yield Pipeline(runtime, connection, name, progress, allow_mass_removal, reconcile)
 
 
 @resource(description="The collection of the run's partition: its database, providers and settings.")
@@ -87,12 +83,20 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
     tags = context.run.tags
     if PARTITION_TAG not in tags:
         raise UsageError("no collection is chosen: launch the run for a partition, which is a collection's name")
-    with open_pipeline(
-        Runtime(Settings.from_environment()),
-        tags[PARTITION_TAG],
-        LogProgress(context.log.info),
-        allow_mass_removal=MASS_REMOVAL_TAG in tags,
-    ) as pipeline:
+    runtime, name = Runtime(Settings.from_environment()), tags[PARTITION_TAG]
+    with (
+        runtime.connect() as connection,
+        closing(RunProgress(connection, context.run.run_id, name, context.log.info)) as progress,
+        open_pipeline(
+            runtime,
+            context.instance,
+            name,
+            context.run.run_id,
+            progress,
+            allow_mass_removal=MASS_REMOVAL_TAG in tags,
+            reconcile=RECONCILE_TAG in tags,
+        ) as pipeline,
+    ):
         yield pipeline
 
 
@@ -100,9 +104,3 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
 def rag_resource(context: InitResourceContext) -> Iterator[Rag]:
     with Rag.connect() as rag:
         yield rag
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

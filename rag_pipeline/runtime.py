@@ -1,12 +1,12 @@
 """What the settings amount to on this machine: services that run, a migrated database, providers to ask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from psycopg import Connection
 from redis.connection import parse_url
 
-from rag_pipeline.core import database
+from rag_pipeline.core import collections, database
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.chatting import ChatProvider, connect_chat
 from rag_pipeline.core.chunking import ChunkSettings, InputLimit
@@ -23,6 +23,7 @@ class Runtime:
     """Everything outside the process that the pipeline needs; started or checked at the first use."""
 
     settings: Settings
+    _providers: dict[EmbeddingModel, Provider] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def database_url(self) -> str:
@@ -60,17 +61,25 @@ class Runtime:
         return InputLimit(model.max_input_tokens, self.provider(model).count, tokenizer)
 
     def provider(self, model: EmbeddingModel) -> Provider:
-        """What embeds with this model."""
-        return connect_provider(
-            model,
-            api_key=self.settings.openai_api_key,
-            base_url=self.settings.openai_base_url,
-            redis_url=self.redis_url,
-        )
+        """What embeds with this model: the same each time, for it holds connections and what it learnt of limits."""
+        if model not in self._providers:
+            self._providers[model] = connect_provider(
+                model,
+                api_key=self.settings.openai_api_key,
+                base_url=self.settings.openai_base_url,
+                redis_url=self.redis_url,
+                requests_per_minute=self.settings.requests_per_minute,
+                tokens_per_minute=self.settings.tokens_per_minute,
+            )
+        return self._providers[model]
 
     def cache(self, provider: Provider) -> EmbeddingCache:
         """The cached embeddings of this provider and model."""
         return EmbeddingCache(self.redis_url, provider.base_url, provider.model.name, provider.model.dimensions)
+
+    def caches(self, connection: Connection, name: str) -> list[EmbeddingCache]:
+        """The cached embeddings of every model that a collection has had, as far as its indexes know them."""
+        return [self.cache(self.provider(model)) for model in collections.models(connection, name)]
 
     @cached_property
     def chat(self) -> ChatProvider | None:

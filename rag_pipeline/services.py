@@ -30,6 +30,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from rag_pipeline.core.errors import ServiceError
+from rag_pipeline.core.machine import cores
 
 # Seconds a server may take to start (crash recovery replays up to max_wal_size of changes) or to stop.
 PATIENCE = 60
@@ -251,17 +252,12 @@ log_checkpoints = off
 
 
 def _machine() -> tuple[int, int]:
-    """MB of memory and cores: the machine's, or what control groups and affinity leave of them."""
-    memory, cores = psutil.virtual_memory().total, os.cpu_count() or 1
-    with suppress(AttributeError):
-        cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
+    """MB of memory and cores: the machine's, or what is left of them to this process."""
+    memory = psutil.virtual_memory().total
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
             memory = min(memory, int(Path(limit).read_text()))
-    return memory >> 20, cores
+    return memory >> 20, cores()
 
 
 def _launch_valkey(server: _Server, lock: int) -> None:

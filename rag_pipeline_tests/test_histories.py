@@ -7,6 +7,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing, suppress
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from rag_pipeline.core import collections
+from rag_pipeline.core.errors import UsageError
+from rag_pipeline.core.forgetting import forget
 from rag_pipeline.runtime import Runtime
 from rag_pipeline_tests.openai_server import OpenAIServer, error
-from rag_pipeline_tests.pipelines import MODEL, UNPARSABLE, Aborted, Pipeline, aborting
+from rag_pipeline_tests.pipelines import MODEL, UNPARSABLE, Aborted, Pipeline, aborting, interrupted
 
 _names = itertools.count(1)
 
@@ -45,7 +48,7 @@ changes = st.one_of(
 
 
 class History(RuleBasedStateMachine):
-    """Files that change, settings that change, and runs that end well or do not."""
+    """Files that change, settings that change, documents that are forgotten, and runs that end well or do not."""
 
     def __init__(self, runtime: Runtime, server: OpenAIServer, folder: Path):
         super().__init__()
@@ -63,6 +66,13 @@ class History(RuleBasedStateMachine):
 
     def files(self) -> list[str]:
         return sorted(str(file.relative_to(self.pipeline.folder)) for file in self.pipeline.folder.rglob("*.*"))
+
+    def wanted(self) -> set[str]:
+        """The files whose content was not forgotten."""
+        barred = self.barred()
+        return {
+            path for path in self.files() if sha256((self.pipeline.folder / path).read_bytes()).digest() not in barred
+        }
 
     @rule(path=paths, text=contents)
     def write(self, path: str, text: str) -> None:
@@ -99,6 +109,33 @@ class History(RuleBasedStateMachine):
     def delete(self, data: st.DataObject) -> None:
         self.pipeline.delete(data.draw(st.sampled_from(self.files())))
 
+    @precondition(lambda self: self.served)
+    @rule(data=st.data(), statements=st.one_of(st.none(), st.integers(0, 60)))
+    def forget(self, data: st.DataObject, statements: int | None) -> None:
+        """Between two runs, or between any two statements of one."""
+        path = data.draw(st.sampled_from(sorted(self.served)))
+        if statements is None:
+            self.erase(path)
+        else:
+            url = self.pipeline.runtime.database_url
+            with closing(interrupted(url, statements, lambda: self.erase(path))) as connection:
+                self.pipeline.run(connection)
+        self.served &= self.pipeline.served().keys()
+        self.check_readers()
+
+    def erase(self, path: str) -> None:
+        caches = self.pipeline.runtime.caches(self.pipeline.connection, self.name)
+        with suppress(UsageError):  # the run has removed it already
+            forget(self.pipeline.connection, self.name, path, caches)
+
+    def barred(self) -> set[bytes]:
+        return {
+            content
+            for (content,) in self.pipeline.rows(
+                "SELECT content_hash FROM rag.forgotten_content WHERE collection = %(name)s"
+            )
+        }
+
     @rule(change=changes)
     def change(self, change: dict[str, object]) -> None:
         self.pipeline.change(**change)
@@ -131,14 +168,20 @@ class History(RuleBasedStateMachine):
 
     def check_readers(self) -> None:
         """What is served is whole, of one version, and no document that is still there has gone."""
-        served, files = self.pipeline.served(), set(self.files())
+        served, barred = self.pipeline.served(), self.barred()
+        assert not barred & {
+            content
+            for (content,) in self.pipeline.rows(
+                "SELECT published_content FROM rag.document WHERE collection = %(name)s AND published_chunk_key <> ''"
+            )
+        }
         for path, chunks in served.items():
             assert all(text is not None and vector is not None for *_, text, vector, _ in chunks), path
             texts = [text[len(text) - (end - start) :] for start, end, _, _, text, *_ in chunks]
             assert any(
                 all(_squeezed(text) in version for text in texts) for version in map(_squeezed, self.versions[path])
             )
-        assert self.served & files <= served.keys()
+        assert self.served & self.wanted() <= served.keys()
         self.served = set(served)
 
     def teardown(self) -> None:
@@ -156,13 +199,16 @@ class History(RuleBasedStateMachine):
     def _compare(self) -> None:
         wanted = {key: value for key, value in vars(self.pipeline.collection.settings).items() if value is not None}
         with closing(Pipeline(self.pipeline.runtime, self.pipeline.folder, f"{self.name}-clean", **wanted)) as clean:
+            clean.connection.execute(
+                "INSERT INTO rag.forgotten_content SELECT %s, unnest(%s::bytea[])", [clean.name, list(self.barred())]
+            )
             clean.run()
             try:
                 failed = clean.failures()
                 assert self.pipeline.failures() == failed
                 served = self.pipeline.served()
                 assert {path: chunks for path, chunks in served.items() if path not in failed} == clean.served()
-                assert set(served) - set(failed) == set(self.files()) - set(failed)
+                assert set(served) - set(failed) == self.wanted() - set(failed)
             finally:
                 collections.remove(clean.connection, clean.name)
 

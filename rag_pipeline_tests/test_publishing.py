@@ -341,7 +341,7 @@ def test_the_files_are_parsed_by_worker_processes(pipeline, monkeypatch):
 
 
 def test_leftovers_are_collected_in_batches(pipeline, monkeypatch):
-    monkeypatch.setattr("rag_pipeline.core.stages.pgvector_index.GARBAGE_BATCH", 2)
+    monkeypatch.setattr("rag_pipeline.core.garbage.BATCH", 2)
     for number in range(7):
         pipeline.write(f"{number}.txt", f"Fruit number {number}")
     pipeline.run()

@@ -1,6 +1,8 @@
 """raw_files: what the manifest learns from a listing, and what is read for it."""
 
 import os
+from datetime import date
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -12,7 +14,7 @@ from rag_pipeline.core.stages.raw_files import SMALL_REMOVAL, FilesReport, updat
 from rag_pipeline_tests.pipelines import UNPARSABLE, Pipeline
 
 
-def update(pipeline: Pipeline, **options: bool) -> FilesReport:
+def update(pipeline: Pipeline, **options: bool | float) -> FilesReport:
     return update_manifest(pipeline.connection, pipeline.collection, **options)
 
 
@@ -276,6 +278,53 @@ def test_an_empty_source_of_a_filled_collection_is_a_mass_removal(pipeline):
     paths = fill(pipeline, SMALL_REMOVAL)
     pipeline.delete(*paths)
     assert counts(update(pipeline)) == {"withheld": SMALL_REMOVAL}
+
+
+def test_an_empty_folder_in_place_of_the_source_is_told_and_changes_nothing(pipeline):
+    """A mount point before the mount, say; few files, whose deletion by hand would need no consent."""
+    pipeline.write("a.txt", "Apples are red.")
+    pipeline.run()
+    mounted = pipeline.folder.rename(pipeline.folder.with_name("mounted"))
+    pipeline.folder.mkdir()
+    before = pipeline.rows("SELECT ctid, xmin, d.* FROM rag.document d ORDER BY path")
+    with pytest.raises(SourceError, match=r"is empty and not the folder it was.*docs --allow-mass-removal"):
+        pipeline.run()
+    assert pipeline.rows("SELECT ctid, xmin, d.* FROM rag.document d ORDER BY path") == before
+    empty = pipeline.folder.rename(pipeline.folder.with_name("empty"))
+    mounted.rename(pipeline.folder)
+    assert counts(update(pipeline)) == {"seen": 1, "unchanged": 1}
+    pipeline.folder.rename(mounted)
+    empty.rename(pipeline.folder)
+    assert pipeline.run(allow_mass_removal=True).published.removed == 1
+    assert counts(update(pipeline)) == {}  # consent was given to this folder
+
+
+def test_a_folder_that_was_replaced_by_one_with_files_is_the_source_from_then_on(pipeline):
+    pipeline.write("a.txt", "Apples are red.")
+    pipeline.run()
+    pipeline.folder.rename(pipeline.folder.with_name("old"))
+    pipeline.write("b.txt", "Pears are green.")
+    assert counts(update(pipeline)) == {"seen": 1, "added": 1, "removed": 1}
+    pipeline.delete("b.txt")
+    assert counts(update(pipeline)) == {"removed": 1}
+
+
+def test_a_sample_is_read_again_and_a_month_covers_all(pipeline, read, monkeypatch):
+    """`cp -p` of a file of the same size shows in no listing."""
+    paths = fill(pipeline, 12)
+    for path in paths:
+        times = (pipeline.folder / path).stat()
+        pipeline.write(path, f"berry {path}")
+        os.utime(pipeline.folder / path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert counts(update(pipeline)) == {"seen": 12, "unchanged": 12}
+    read.clear()
+    changed = 0
+    for day in range(1, 31):
+        monkeypatch.setattr(raw_files, "date", SimpleNamespace(today=lambda day=day: date(2026, 11, day)))
+        changed += update(pipeline, rehash_fraction=1 / 30).changed
+    assert (sorted(read), changed) == (paths, 12)  # each once
+    pipeline.run()
+    assert (pipeline.found("apple"), pipeline.found("berry")) == (set(), {*paths})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import signal
 import socket
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -53,9 +54,9 @@ def rag_at_home(rag: Command, home: Path) -> Command:
 class Up:
     """`rag up` as a person starts it."""
 
-    def __init__(self, rag: Command):
+    def __init__(self, rag: Command, *options: str):
         self.port = free_port()
-        self.process = rag.start("up", "--port", str(self.port))
+        self.process = rag.start("up", "--port", str(self.port), *options)
         self.screen = ""
         while "Ctrl-C" not in self.screen:
             line = self.process.stdout.readline()
@@ -79,19 +80,28 @@ class Up:
 
 @pytest.fixture
 def up(rag_at_home: Command) -> Iterator[Up]:
-    up = Up(rag_at_home)
-    yield up
-    if up.process.poll() is None:
-        up.process.terminate()
-        up.process.communicate()
-    for process in up.descendants:
-        if process.is_running():
-            process.kill()
+    with serving(rag_at_home) as up:
+        yield up
+
+
+@contextmanager
+def serving(rag: Command, *options: str) -> Iterator[Up]:
+    """`rag up`, of which nothing is left afterwards."""
+    up = Up(rag, *options)
+    try:
+        yield up
+    finally:
+        if up.process.poll() is None:
+            up.process.terminate()
+            up.process.communicate()
+        for process in up.descendants:
+            if process.is_running():
+                process.kill()
 
 
 def test_up_says_where_it_is_and_ctrl_c_leaves_nothing(rag_at_home, up, home):
     assert up.screen.startswith(f"Dagster UI   http://127.0.0.1:{up.port}\n")
-    assert len(up.screen.splitlines()) == 3
+    assert len(up.screen.splitlines()) == 4
     with urllib.request.urlopen(f"http://127.0.0.1:{up.port}/server_info", timeout=60) as response:
         assert "dagster_version" in json.load(response)
     assert len(up.descendants) >= 2
@@ -102,7 +112,7 @@ def test_up_says_where_it_is_and_ctrl_c_leaves_nothing(rag_at_home, up, home):
     up.process.send_signal(signal.SIGINT)
     done = Done.of(up.process)
     assert (done.status, done.out) == (0, "")
-    assert done.err == "starting Dagster's UI and daemon ...\nstopped the UI and the daemon\n"
+    assert done.err == "starting the UI and the daemon of Dagster ...\nstopped the UI and the daemon\n"
     eventually(up.nothing_is_left)
     assert (home / "up.log").exists()
 
@@ -134,6 +144,28 @@ def test_a_port_in_use_is_said_plainly(rag_at_home, home):
         port = taken.getsockname()[1]
         assert rag_at_home("up", "--port", str(port)).reason == f"port {port} is in use: rag up --port {port + 1}"
     assert rag_at_home.done("down").out == "nothing was running\n"
+
+
+@pytest.mark.slow
+def test_a_daemon_alone_finds_what_is_dropped(rag_at_home, tmp_path):
+    documents = tmp_path / "documents"
+    rag = Command(rag_at_home.environment | {"RAG_DOCUMENTS": str(documents)})
+    with serving(rag, "--daemon-only") as up:
+        assert "UI" not in up.screen
+        assert f"documents    {documents}: " in up.screen
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(f"http://127.0.0.1:{up.port}/server_info", timeout=60)
+
+        def found() -> set[str]:
+            done = rag("search", "fruit", "apples", "--mode", "text", "--json")
+            return {hit["path"] for hit in done.json["hits"]} if done.status == 0 else set()
+
+        (documents / "fruit").mkdir(parents=True)
+        apples = documents / "fruit" / "apples.txt"
+        apples.write_text("Apples are red.")
+        eventually(lambda: found() == {"apples.txt"}, 120)
+        apples.rename(apples.with_name("more apples.txt"))
+        eventually(lambda: found() == {"more apples.txt"}, 120)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import make_url
 
 from rag_pipeline import settings
+from rag_pipeline.core.errors import UsageError
 from rag_pipeline.instance import DAGSTER_OPTIONS, dagster_database_url
 from rag_pipeline.settings import PROJECT, Settings
 
@@ -61,6 +62,24 @@ def test_a_home_is_made_absolute(monkeypatch, tmp_path):
     assert Settings.from_environment().home == tmp_path / "here"
     monkeypatch.setenv("RAG_HOME", "~/there")
     assert Settings.from_environment().home == Path.home() / "there"
+
+
+def test_rates_are_whole_numbers(monkeypatch):
+    assert (Settings.from_environment().requests_per_minute, Settings.from_environment().tokens_per_minute) == (
+        None,
+    ) * 2
+    monkeypatch.setenv("RAG_REQUESTS_PER_MINUTE", "3000")
+    monkeypatch.setenv("RAG_TOKENS_PER_MINUTE", "1000000")
+    read = Settings.from_environment()
+    assert (read.requests_per_minute, read.tokens_per_minute) == (3000, 1_000_000)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "１０"])
+@pytest.mark.parametrize("name", ["RAG_REQUESTS_PER_MINUTE", "RAG_TOKENS_PER_MINUTE"])
+def test_a_wrong_rate_is_refused_by_name(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{name}={value} is not valid"):
+        Settings.from_environment()
 
 
 def test_secrets_are_not_in_the_repr(monkeypatch):

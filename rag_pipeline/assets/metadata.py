@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
-from time import perf_counter
+from time import time
 from typing import TypeVar
 
 import psycopg
@@ -27,14 +27,20 @@ def quoting_no_row(stage: Stage) -> Stage:
 
 
 class Stopwatch:
-    """Runs from when it is made."""
+    """Runs from when it is made, or from when another one was `started`, be it on another machine."""
 
-    def __init__(self) -> None:
-        self._started = perf_counter()
+    def __init__(self, started: float | None = None) -> None:
+        self.started = started or time()
 
     def seconds(self) -> dict[str, float]:
         """The time until now, as metadata."""
-        return {"seconds": round(perf_counter() - self._started, 3)}
+        return {"seconds": round(max(0.0, time() - self.started), 3)}
+
+
+def rates(seconds: dict[str, float], **numbers: int) -> dict[str, float]:
+    """So many of each a second, as metadata; none where there was nothing to do."""
+    elapsed = max(seconds["seconds"], 0.001)
+    return {f"{name}_per_second": round(number / elapsed, 1) for name, number in numbers.items() if number}
 
 
 def counts(report: object) -> dict[str, int | float]:
@@ -43,13 +49,13 @@ def counts(report: object) -> dict[str, int | float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
-def table(rows: Sequence[tuple], *columns: str) -> dict[str, MetadataValue]:
-    """Rows under the key `changes`; nothing when there are none."""
+def table(rows: Sequence[tuple], *columns: str, key: str = "changes") -> dict[str, MetadataValue]:
+    """Rows under that key; nothing when there are none."""
     if not rows:
         return {}
     kinds = {str: "string", int: "int", float: "float"}
     return {
-        "changes": MetadataValue.table(
+        key: MetadataValue.table(
             records=[TableRecord(dict(zip(columns, row, strict=True))) for row in rows],
             schema=TableSchema(
                 [TableColumn(column, kinds[type(value)]) for column, value in zip(columns, rows[0], strict=True)]

@@ -1,17 +1,27 @@
-"""raw_files -> parsed_text -> token_chunks -> cached_embeddings -> pgvector_index, partitioned by collection."""
+"""raw_files, token_chunks and pgvector_index: the assets that are one step each."""
 
-from dagster import Failure, MaterializeResult, ResourceParam, asset
+from collections.abc import Iterator
 
+from dagster import AssetCheckResult, Failure, MaterializeResult, ResourceParam, asset
+
+from rag_pipeline.assets.cached_embeddings import cached_embeddings
+from rag_pipeline.assets.checks import OF_A_RUN, check_run
 from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, table
-from rag_pipeline.core.stages.cached_embeddings import embed_chunks
-from rag_pipeline.core.stages.parsed_text import parse_documents
+from rag_pipeline.assets.parsed_text import parsed_text
+from rag_pipeline.core.collections import forgive_failures
+from rag_pipeline.core.garbage import reclaim_space
+from rag_pipeline.core.samples import chunk_sample
 from rag_pipeline.core.stages.pgvector_index import publish_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
 from rag_pipeline.core.stages.token_chunks import chunk_documents
-from rag_pipeline.partitions import collections_partitions
+from rag_pipeline.partitions import shared
 from rag_pipeline.resources import Pipeline
 
-shared = {"partitions_def": collections_partitions, "group_name": "rag_pipeline"}
+# Runs of reconcile_collection, one a night, read each file again once in so many of them.
+REHASH_DAYS = 30
+
+# Failures that had their cause in the machine and not, or not surely, in the file.
+PASSING_FAILURES = ["timed out", "crashed", "out of memory", "unreadable"]
 
 
 @asset(**shared, kinds={"postgres"})
@@ -20,10 +30,13 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """The manifest: every file of the collection's source, and what of it has changed since the last run."""
     watch = Stopwatch()
     collection = pipeline.collection
+    if pipeline.reconcile:
+        forgive_failures(pipeline.connection, collection.name, PASSING_FAILURES)
     report = update_manifest(
         pipeline.connection,
         collection,
         allow_mass_removal=pipeline.allow_mass_removal,
+        rehash_fraction=1 / REHASH_DAYS if pipeline.reconcile else 0.0,
         progress=pipeline.progress.stage("raw_files", "files"),
     )
     if report.withheld:
@@ -33,26 +46,6 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         )
     return MaterializeResult(
         metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "change", "bytes")}
-    )
-
-
-@asset(**shared, deps=[raw_files], kinds={"postgres", "python"})
-@quoting_no_row
-def parsed_text(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
-    """The text and structure of every file's content, or the reason why it has none."""
-    watch = Stopwatch()
-    report = parse_documents(
-        pipeline.connection,
-        pipeline.collection,
-        workers=pipeline.workers,
-        progress=pipeline.progress.stage("parsed_text", "documents"),
-    )
-    return MaterializeResult(
-        metadata={
-            **watch.seconds(),
-            **counts(report),
-            **table(report.changes, "path", "characters", "elements", "failure"),
-        }
     )
 
 
@@ -69,50 +62,42 @@ def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         runtime.input_limit(runtime.model(collection.settings)),
         progress=pipeline.progress.stage("token_chunks", "documents"),
     )
-    return MaterializeResult(
-        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "chunks", "tokens")}
-    )
-
-
-@asset(**shared, deps=[token_chunks], kinds={"postgres", "redis", "openai"})
-@quoting_no_row
-def cached_embeddings(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
-    """A vector for every chunk: from the cache where it is known, else from the provider. Readers do not see it yet."""
-    watch = Stopwatch()
-    collection, runtime = pipeline.collection, pipeline.runtime
-    provider = runtime.provider(runtime.model(collection.settings))
-    report = embed_chunks(
-        pipeline.connection,
-        collection,
-        provider,
-        runtime.cache(provider),
-        progress=pipeline.progress.stage("cached_embeddings", "chunks"),
-    )
+    sample = chunk_sample(pipeline.connection, collection.name, [path for path, _, _ in report.changes])
     return MaterializeResult(
         metadata={
             **watch.seconds(),
-            "model": report.index.model,
-            "copied": report.copied,
-            "inserted": report.inserted,
-            **counts(report.embedding),
-            "refused": len(report.embedding.refused),
+            **counts(report),
+            **table(report.changes, "path", "chunks", "tokens"),
+            **table(sample, "path", "heading", "span", "tokens", key="sample"),
         }
     )
 
 
-@asset(**shared, deps=[cached_embeddings], kinds={"postgres"})
-@quoting_no_row
-def pgvector_index(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
+@asset(**shared, deps=[cached_embeddings], kinds={"postgres"}, check_specs=OF_A_RUN)
+def pgvector_index(pipeline: ResourceParam[Pipeline]) -> Iterator[AssetCheckResult | MaterializeResult]:
     """What readers see: whole documents published and removals carried out in one transaction, leftovers collected."""
-    watch = Stopwatch()
-    pipeline.progress.stage("pgvector_index", "documents")
-    report = publish_documents(pipeline.connection, pipeline.collection)
-    metadata = {**watch.seconds(), **counts(report), **table(report.changes, "path", "change")}
-    if report.failures:
-        path, reason = report.failures[0]
+    metadata, failures, results = _publish(pipeline)
+    yield from results
+    if failures:
+        path, reason = failures[0]
         raise Failure(
-            f"{len(report.failures)} documents could not be embedded, the others are published: {path}: {reason}",
+            f"{len(failures)} documents could not be embedded, the others are published: {path}: {reason}",
             metadata=metadata,
             allow_retries=False,
         )
-    return MaterializeResult(metadata=metadata)
+    yield MaterializeResult(metadata=metadata)
+
+
+@quoting_no_row
+def _publish(pipeline: Pipeline) -> tuple[dict[str, object], list[tuple[str, str]], list[AssetCheckResult]]:
+    """Publish: what to tell of it, what could not be embedded, and what the checks find."""
+    watch = Stopwatch()
+    pipeline.progress.stage("pgvector_index", "documents")
+    caches = pipeline.runtime.caches(pipeline.connection, pipeline.name)
+    report = publish_documents(pipeline.connection, pipeline.collection, caches)
+    if report.unforgotten:
+        pipeline.progress.note(report.unforgotten)
+    if pipeline.reconcile:
+        reclaim_space(pipeline.connection, pipeline.name)
+    metadata = {**watch.seconds(), **counts(report), **table(report.changes, "path", "change")}
+    return metadata, report.failures, list(check_run(pipeline, report))

@@ -1,6 +1,7 @@
 """`rag collection`: add, list, show, set and remove."""
 
 from dataclasses import asdict
+from uuid import uuid4
 
 import click
 
@@ -8,7 +9,7 @@ from rag_pipeline.commands.common import OrderedGroup, as_json, print_json
 from rag_pipeline.core import collections
 from rag_pipeline.core.collections import Collection
 from rag_pipeline.core.errors import UsageError
-from rag_pipeline.core.locking import writer
+from rag_pipeline.core.locking import claim
 from rag_pipeline.runtime import Runtime
 
 
@@ -71,18 +72,27 @@ def collection_set(runtime: Runtime, name: str, assignments: tuple[str, ...]) ->
 
 @collection.command("remove")
 @click.argument("name")
+@click.option("--purge", is_flag=True, help="Delete its embeddings from the cache too, where others may share them.")
 @click.pass_obj
-def collection_remove(runtime: Runtime, name: str) -> None:
+def collection_remove(runtime: Runtime, name: str, purge: bool) -> None:
     """Drop a collection and everything derived from its files; the files stay."""
     with runtime.connect() as connection:
         collections.get(connection, name)
-        with writer(connection, name, lambda: click.echo(f"waiting for a run of {name} to end", err=True)):
+        run_id = f"removal {uuid4()}"
+        with claim(connection, name, run_id, lambda run: click.echo(f"waiting for a run of {name} to end", err=True)):
+            if purge:
+                from rag_pipeline.core.garbage import all_texts, erase_cached
+
+                erase_cached(runtime.caches(connection, name), all_texts(connection, name))
             collections.remove(connection, name)
     _sync_partitions(runtime)
     click.echo(f"removed {name}")
 
 
 def add_collection(runtime: Runtime, connection, name: str, source: str, settings: dict[str, object]) -> Collection:
+    from rag_pipeline.core.files import require_source
+
+    require_source(collections.absolute_source(source))
     return collections.add(connection, name, source, {"embedding_model": runtime.settings.embedding_model, **settings})
 
 

@@ -9,7 +9,7 @@ import click
 from rag_pipeline.commands.collections import add_collection
 from rag_pipeline.commands.common import as_json, print_json
 from rag_pipeline.core import collections
-from rag_pipeline.core.errors import UsageError
+from rag_pipeline.core.errors import RagError, UsageError
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import PROJECT
 
@@ -30,7 +30,7 @@ def demo(runtime: Runtime) -> None:
 
     with runtime.connect() as connection:
         if collections.find(connection, DEMO) is None:
-            settings = {"embedding_model": runtime.settings.embedding_model, "include": ("README.md", "docs/**")}
+            settings = {"embedding_model": runtime.settings.embedding_model, "include": ("README.md", "docs/*.md")}
             collections.add(connection, DEMO, str(PROJECT), settings)
     _ingest(runtime, DEMO)
     with Rag(runtime) as rag:
@@ -41,26 +41,89 @@ def demo(runtime: Runtime) -> None:
 
 
 @click.command()
-@click.argument("name_or_dir")
+@click.argument("name_or_dir", required=False)
+@click.option("--all", "every", is_flag=True, help="Every collection, one after the other.")
+@click.option("--queue", is_flag=True, help="Hand it to the daemon and print the run's id at once.")
 @click.option("--allow-mass-removal", is_flag=True, help="Consent to removing a large part of the collection.")
 @click.option("--retry-failed", is_flag=True, help="Parse again what failed before.")
+@click.option("--no-wait", is_flag=True, help="Leave when another run has the collection.")
 @as_json
 @click.pass_obj
-def ingest(runtime: Runtime, name_or_dir: str, allow_mass_removal: bool, retry_failed: bool, as_json: bool) -> None:
+def ingest(
+    runtime: Runtime,
+    name_or_dir: str | None,
+    every: bool,
+    queue: bool,
+    allow_mass_removal: bool,
+    retry_failed: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
     """Run the pipeline for a collection, or for a folder, which becomes the collection of its name."""
+    if every == bool(name_or_dir):
+        raise click.UsageError("name a collection or a folder, or say --all")
     with runtime.connect() as connection:
-        name = _collection_for(runtime, connection, name_or_dir)
+        known = [collection.name for collection in collections.list_all(connection)] if every else []
+        names = known if every else [_collection_for(runtime, connection, name_or_dir)]
         if retry_failed:
-            collections.forgive_failures(connection, name)
-    _ingest(runtime, name, allow_mass_removal=allow_mass_removal, as_json=as_json)
+            for name in names:
+                collections.forgive_failures(connection, name)
+    if queue:
+        _queue(runtime, names, allow_mass_removal, every, as_json)
+    elif every:
+        _ingest_all(runtime, names, allow_mass_removal, not no_wait, as_json)
+    else:
+        _ingest(runtime, names[0], allow_mass_removal=allow_mass_removal, wait=not no_wait, as_json=as_json)
+
+
+@click.command()
+@click.argument("run_id")
+@click.pass_obj
+def cancel(runtime: Runtime, run_id: str) -> None:
+    """Cancel a run that is queued, or end one that the daemon launched; what it did is kept."""
+    from rag_pipeline.queueing import cancel_run
+
+    cancel_run(runtime, run_id)
+    click.echo(f"canceled {run_id}")
+
+
+@click.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def plan(runtime: Runtime, name: str, as_json: bool) -> None:
+    """What an ingest would do and cost; spends nothing, changes nothing."""
+    from rag_pipeline.core.planning import plan_ingest
+    from rag_pipeline.printing import print_plan
+
+    with runtime.connect() as connection:
+        collection = collections.get(connection, name)
+        model = runtime.model(collection.settings)
+        provider = runtime.provider(model)
+        planned = plan_ingest(
+            connection,
+            collection,
+            runtime.chunk_settings(collection.settings),
+            runtime.input_limit(model),
+            provider,
+            runtime.cache(provider),
+        )
+    if as_json:
+        print_json(asdict(planned))
+    else:
+        print_plan(planned, collection.settings.max_embedding_tokens_per_run)
 
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--run", "run_id", metavar="ID", help="How far this run is, what it did, or why it failed.")
 @as_json
 @click.pass_obj
-def status(runtime: Runtime, name: str | None, as_json: bool) -> None:
+def status(runtime: Runtime, name: str | None, run_id: str | None, as_json: bool) -> None:
     """What is indexed, what is not and why."""
+    if run_id:
+        _print_run(runtime, run_id, as_json)
+        return
     from rag_pipeline.core.status import collection_status
     from rag_pipeline.instance import last_run
     from rag_pipeline.printing import print_status
@@ -98,13 +161,84 @@ def show(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
         print_document(document)
 
 
-def _ingest(runtime: Runtime, name: str, *, allow_mass_removal: bool = False, as_json: bool = False) -> None:
+@click.command()
+@click.argument("name")
+@click.argument("path")
+@as_json
+@click.pass_obj
+def forget(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
+    """Erase a document at once, and never take its bytes in again. The file itself stays where it is."""
+    from rag_pipeline.core.forgetting import forget
+    from rag_pipeline.printing import print_forgotten
+
+    with runtime.connect() as connection:
+        forgotten = forget(connection, name, path, runtime.caches(connection, name))
+    if as_json:
+        print_json(asdict(forgotten))
+    else:
+        print_forgotten(forgotten)
+
+
+def _queue(runtime: Runtime, names: list[str], allow_mass_removal: bool, every: bool, as_json: bool) -> None:
+    from rag_pipeline.queueing import queue_runs
+    from rag_pipeline.runs import daemon_answers
+
+    ids = queue_runs(runtime, names, "rag ingest --queue", allow_mass_removal=allow_mass_removal)
+    runs = [{"collection": name, "run_id": run_id} for name, run_id in zip(names, ids, strict=True)]
+    if as_json:
+        print_json({"runs": runs} if every else runs[0])
+    else:
+        for run_id in ids:
+            click.echo(run_id)
+    with runtime.connect() as connection:
+        if runs and not daemon_answers(connection):
+            click.echo("no daemon is running: rag up starts one, which executes what is queued", err=True)
+
+
+def _ingest_all(runtime: Runtime, names: list[str], allow_mass_removal: bool, wait: bool, as_json: bool) -> None:
+    """One after the other; one that fails holds up no other."""
+    from rag_pipeline.ingesting import ingest
+    from rag_pipeline.printing import print_ingest
+    from rag_pipeline.terminal import progress
+
+    results, failed = [], {}
+    for name in names:
+        try:
+            with progress() as shown:
+                results.append(ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal, wait=wait))
+        except RagError as error:
+            failed[name] = str(error)
+            click.echo(f"{name}: {error}", err=True)
+        else:
+            if not as_json:
+                print_ingest(results[-1])
+    if as_json:
+        print_json({"collections": [asdict(result) for result in results], "failed": failed})
+    if failed:
+        raise RagError(f"{len(failed)} of {len(names)} collections failed: {', '.join(failed)}")
+
+
+def _print_run(runtime: Runtime, run_id: str, as_json: bool) -> None:
+    from rag_pipeline.printing import print_run
+    from rag_pipeline.runs import read_run
+
+    with runtime.connect() as connection:
+        run = read_run(connection, run_id)
+    if as_json:
+        print_json(asdict(run))
+    else:
+        print_run(run)
+
+
+def _ingest(
+    runtime: Runtime, name: str, *, allow_mass_removal: bool = False, wait: bool = True, as_json: bool = False
+) -> None:
     from rag_pipeline.ingesting import ingest
     from rag_pipeline.printing import print_ingest
     from rag_pipeline.terminal import progress
 
     with progress() as shown:
-        result = ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal)
+        result = ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal, wait=wait)
     if as_json:
         print_json(asdict(result))
     else:
@@ -127,8 +261,14 @@ def _collection_for(runtime: Runtime, connection, name_or_dir: str) -> str:
         )
     known = collections.find(connection, name)
     if known is None:
-        add_collection(runtime, connection, name, source, {})
-    elif known.source != source:
+        try:
+            known = add_collection(runtime, connection, name, source, {})
+        except UsageError:
+            # Another command may have been quicker.
+            known = collections.find(connection, name)
+            if known is None:
+                raise
+    if known.source != source:
         raise UsageError(
             f"collection {name} has another source, {known.source}: "
             f"name this folder something else with rag collection add NAME --source {shlex.quote(source)}"

@@ -1,4 +1,4 @@
-"""`rag up`, `down` and `env`: the services, and Dagster over them."""
+"""`rag up`, `down`, `env` and `doctor`: the services, and Dagster over them."""
 
 import shlex
 
@@ -9,12 +9,13 @@ from rag_pipeline.runtime import Runtime
 
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@click.option("--daemon-only", is_flag=True, help="No UI: on a server, or where it is served apart.")
 @click.pass_obj
-def up(runtime: Runtime, port: int) -> None:
+def up(runtime: Runtime, port: int, daemon_only: bool) -> None:
     """Run the services, Dagster's UI and its daemon until Ctrl-C."""
     from rag_pipeline.serving import serve
 
-    serve(runtime, port)
+    serve(runtime, None if daemon_only else port)
 
 
 @click.command()
@@ -39,3 +40,17 @@ def env(runtime: Runtime) -> None:
         pass
     for name, value in dagster_environment(runtime).items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@click.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Look at everything the pipeline needs; one line each. Exit status 1 when something is wrong."""
+    from rag_pipeline.doctor import examine
+
+    healthy = True
+    for finding in examine(context.obj):
+        mark, colour = {True: ("ok", "green"), False: ("failed", "red"), None: ("note", "yellow")}[finding.ok]
+        click.echo(f"{click.style(f'{mark:7}', fg=colour)}{finding.what:11} {finding.says}")
+        healthy = healthy and finding.ok is not False
+    context.exit(0 if healthy else 1)

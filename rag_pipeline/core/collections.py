@@ -111,6 +111,16 @@ def remove(connection: Connection, name: str) -> None:
         connection.execute("DELETE FROM rag.collection WHERE name = %s", [name])
 
 
+def models(connection: Connection, name: str) -> list[EmbeddingModel]:
+    """Every model that an index of the collection was made with, and the one it is to be made with."""
+    settings = get(connection, name).settings
+    wanted = embedding_model(settings.embedding_model, settings.dimensions)
+    rows = connection.execute(
+        "SELECT DISTINCT model, dimensions FROM rag.vector_index WHERE collection = %s", [name]
+    ).fetchall()
+    return list({wanted, *(embedding_model(model, dimensions) for model, dimensions in rows)})
+
+
 def is_name(name: str) -> bool:
     """Whether `name` can name a collection, a folder and a Dagster partition."""
     return bool(NAME.fullmatch(name)) and name not in (".", "..") and "..." not in name

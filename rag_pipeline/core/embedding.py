@@ -49,9 +49,9 @@ class EmbeddingInput:
 class EmbeddingReport:
     """What embedding a stream took.
 
-    `inputs` different texts were read: `cached` were known, `requested` were asked, of which `refused` (hash and
-    reason) have no vector. `stopped` says why asking ended early; `inputs - cached - requested` texts have no answer
-    then.
+    `inputs` different texts were read: `cached` were known, `requested` were asked. `refused` (hash and reason) have no
+    vector; `truncated_inputs` of them are longer than the model reads and were not asked, for it would have cut them
+    (chunking leaves none). `stopped` says why asking ended early: all other texts have no answer then.
     `cost_usd` is None where the model's price is not known.
     """
 
@@ -62,8 +62,14 @@ class EmbeddingReport:
     requests: int = 0
     retries: int = 0
     cost_usd: float | None = 0.0
+    truncated_inputs: int = 0
     refused: list[tuple[bytes, str]] = field(default_factory=list)
     stopped: str | None = None
+
+    @property
+    def done(self) -> int:
+        """The texts whose fate is known."""
+        return self.cached + self.requested + self.truncated_inputs
 
 
 def embed_question(provider: Provider, cache: EmbeddingCache, text: str) -> tuple[np.ndarray, int]:
@@ -106,6 +112,7 @@ def embed_stream(
     store: Callable[[list[Row]], None],
     *,
     progress: Callable[[int], None] = lambda done: None,
+    report: EmbeddingReport | None = None,
 ) -> EmbeddingReport:
     """Give every input its vector, handed to `store` as (hash, text, float32 vector) in no certain order.
 
@@ -113,8 +120,9 @@ def embed_stream(
     `provider.in_flight` batches at once, so memory is bounded. An answer is in the cache before it is stored.
     `progress` gets the number of inputs that are done. A text that is refused is reported; when asking stops, what was
     answered and what is cached is still stored. What `store` or `inputs` raise ends all asking and is raised.
+    A new `report` that is given is kept up to date: when `store` is called, it tells what its rows have cost.
     """
-    report = EmbeddingReport()
+    report = report or EmbeddingReport()
     asking = _Asking(provider, cache)
     pending: dict[Future[_Outcome], list[EmbeddingInput]] = {}
     in_hand: set[bytes] = set()
@@ -128,10 +136,11 @@ def embed_stream(
             report.requests += outcome.requests
             report.retries += outcome.retries
             report.refused += outcome.refused
+            report.cost_usd = provider.model.cost(report.tokens)
             report.stopped = report.stopped or outcome.stopped
             if outcome.rows:
                 store(outcome.rows)
-            progress(report.cached + report.requested)
+            progress(report.done)
 
     def submit(batch: list[EmbeddingInput]) -> None:
         while len(pending) >= provider.in_flight + READY:
@@ -148,10 +157,11 @@ def embed_stream(
             if known:
                 report.cached += len(known)
                 store([(hash, fresh[hash].text, vector) for hash, vector in known.items()])
-                progress(report.cached + report.requested)
+                progress(report.done)
             if report.stopped:
                 continue
-            for input in _counted([input for hash, input in fresh.items() if hash not in known], provider):
+            unknown = _readable([input for hash, input in fresh.items() if hash not in known], provider, report)
+            for input in _counted(unknown, provider):
                 in_hand.add(input.hash)
                 for full in batch.add(input):
                     submit(full)
@@ -166,7 +176,6 @@ def embed_stream(
         executor.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
         raise
     executor.shutdown()
-    report.cost_usd = provider.model.cost(report.tokens)
     return report
 
 
@@ -301,6 +310,18 @@ def _ask(provider: Provider, texts: list[str], tokens: int, *, hurry: bool, stop
 def _usable(vectors: np.ndarray) -> np.ndarray:
     """Which rows are vectors that can be searched: finite and not zero."""
     return np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+
+
+def _readable(inputs: list[EmbeddingInput], provider: Provider, report: EmbeddingReport) -> list[EmbeddingInput]:
+    """The inputs that the model reads whole; the others are refused, for not every provider does it."""
+    limit = provider.model.max_input_tokens
+    # No tokenizer makes more tokens than there are bytes, and two that mark the ends.
+    doubtful = [input for input in inputs if len(input.text.encode()) + 2 > limit]
+    counts = provider.count([input.text for input in doubtful]) if doubtful else []
+    too_long = {input.hash for input, tokens in zip(doubtful, counts, strict=True) if tokens > limit}
+    report.truncated_inputs += len(too_long)
+    report.refused += [(hash, f"longer than the {limit} tokens that {provider.model.name} reads") for hash in too_long]
+    return [input for input in inputs if input.hash not in too_long]
 
 
 def _counted(inputs: list[EmbeddingInput], provider: Provider) -> Iterator[EmbeddingInput]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
-from fsspec.utils import glob_translate
+from fsspec.utils import get_protocol, glob_translate
 
 from rag_pipeline.core.collections import Collection
-from rag_pipeline.core.errors import SourceError
+from rag_pipeline.core.errors import SourceError, UsageError
 
 # A file this young may be written to again within the same tick of its file system's clock: its time tells nothing.
 YOUNG_NS = 2_000_000_000
@@ -38,19 +38,25 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """A complete listing of a source, by path; `skipped` counts what is hidden, excluded or leads outside."""
+    """A complete listing of a source, by path; `skipped` counts what is hidden, excluded or leads outside.
+
+    `identity` tells a local folder from another in its place (None: the source is remote).
+    """
 
     files: dict[str, SourceFile]
     skipped: int
+    identity: str | None = None
 
 
 def list_source(collection: Collection) -> Listing:
     """Every file of the source that the collection's globs let in. Raises SourceError when the listing is not whole."""
     wanted = _filter(collection.settings.include, collection.settings.exclude)
     files, skipped = {}, 0
-    walk = _walk_remote if "://" in collection.source else _walk_local
+    remote = "://" in collection.source
     try:
-        for file in walk(collection.source):
+        # Taken first: what is mounted from here on would show its files under an empty folder's identity.
+        identity = None if remote else _identity(collection.source)
+        for file in (_walk_remote if remote else _walk_local)(collection.source):
             if file is not None and file.path != QUESTIONS and wanted(file.path):
                 files[file.path] = file
             else:
@@ -61,7 +67,7 @@ def list_source(collection: Collection) -> Listing:
             f"cannot list {collection.source}, the source of {collection.name}: {reason}; "
             "nothing was changed: make it readable, and ingest again"
         ) from error
-    return Listing(files, skipped)
+    return Listing(files, skipped, identity)
 
 
 def location(source: str, path: str) -> str:
@@ -72,6 +78,27 @@ def location(source: str, path: str) -> str:
 def open_file(where: str) -> BinaryIO:
     """A file opened for reading bytes. Raises OSError."""
     return fsspec.open(where, "rb").open() if "://" in where else Path(where).open("rb")
+
+
+def require_source(source: str) -> None:
+    """Raises UsageError for a folder that is not there, and for a URL of a kind that nothing here reads."""
+    if "://" not in source:
+        if not Path(source).is_dir():
+            raise UsageError(f"there is no folder {source}: make it, or correct --source")
+        return
+    kind = get_protocol(source)
+    try:
+        fsspec.get_filesystem_class(kind)
+    except ValueError:
+        raise UsageError(f"{source} is of no known kind: use a folder, or an fsspec URL such as s3://…") from None
+    except ImportError as error:
+        raise UsageError(f"{source} cannot be read yet: {error}") from None
+
+
+def _identity(folder: str) -> str:
+    """Device and inode: an empty mount point has others than what was mounted there."""
+    status = Path(folder).stat()
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def _walk_local(source: str) -> Iterator[SourceFile | None]:

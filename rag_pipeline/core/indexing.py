@@ -56,19 +56,10 @@ def target_index(connection: Connection, name: str) -> VectorIndex | None:
 
 def choose_target(connection: Connection, collection: Collection, model: EmbeddingModel) -> VectorIndex:
     """The index to bring up to date, begun anew beside the active one when that cannot or should not be extended."""
-    settings = collection.settings
-    half = settings.precision == "half" or model.dimensions > FULL_PRECISION_DIMENSIONS
-    shape = {
-        "model": model.name,
-        "dimensions": model.dimensions,
-        "precision": "half" if half else "full",
-        "text_search": settings.text_search,
-        "m": settings.hnsw_m,
-        "ef_construction": settings.hnsw_ef_construction,
-    }
+    shape = _shape(collection, model)
     target = None
     for index in _living(connection, collection.name):
-        fits = all(getattr(index, key) == value for key, value in shape.items())
+        fits = _fits(index, shape)
         if index.active:
             if fits and target is None and not _outgrown(connection, index):
                 target = index
@@ -77,6 +68,16 @@ def choose_target(connection: Connection, collection: Collection, model: Embeddi
         else:
             _retire(connection, index)
     return target or _begin(connection, collection.name, shape)
+
+
+def known_vectors(connection: Connection, collection: Collection, model: EmbeddingModel) -> list[VectorIndex]:
+    """The indexes whose vectors a run would not ask for again: those of the model that `choose_target` keeps."""
+    shape = _shape(collection, model)
+    return [
+        index
+        for index in _living(connection, collection.name)
+        if (index.model, index.dimensions) == (model.name, model.dimensions) and (index.active or _fits(index, shape))
+    ]
 
 
 def count_missing(connection: Connection, index: VectorIndex) -> int:
@@ -231,6 +232,24 @@ def _living(connection: Connection, name: str) -> list[VectorIndex]:
         ).fetchall()
 
 
+def _shape(collection: Collection, model: EmbeddingModel) -> dict[str, object]:
+    """What the collection's settings want of an index."""
+    settings = collection.settings
+    half = settings.precision == "half" or model.dimensions > FULL_PRECISION_DIMENSIONS
+    return {
+        "model": model.name,
+        "dimensions": model.dimensions,
+        "precision": "half" if half else "full",
+        "text_search": settings.text_search,
+        "m": settings.hnsw_m,
+        "ef_construction": settings.hnsw_ef_construction,
+    }
+
+
+def _fits(index: VectorIndex, shape: dict[str, object]) -> bool:
+    return all(getattr(index, key) == value for key, value in shape.items())
+
+
 def _outgrown(connection: Connection, index: VectorIndex) -> bool:
     """Whether building anew is cheaper, and makes a better graph, than extending the live one by what is missing."""
     if index.dead_rows > max(index.rows, SMALL_INDEX):
@@ -271,6 +290,9 @@ def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable) 
 
     A live index counts its words as they come, one under construction when all are there (`_count_words`).
     """
+    if index.active:
+        # `rag forget` locks this row before it touches any that is locked here.
+        connection.execute("SELECT FROM rag.collection WHERE name = %s FOR KEY SHARE", [index.collection])
     words = """more AS (
                    INSERT INTO rag.index_term AS t (index_id, term, chunks)
                    SELECT %(index)s, lexeme, count(*) FROM inserted, unnest(inserted.terms)

@@ -57,7 +57,7 @@ class Job:
 @dataclass(frozen=True)
 class Outcome:
     """What became of a job: `parsed`, or `failure`, or `missing` (no such file), or `changed` (other bytes than
-    expected).
+    expected), or why it is `unreadable` at the moment.
 
     content_hash: sha256 of the bytes that were parsed or found changed; None when they were not read.
     """
@@ -69,6 +69,7 @@ class Outcome:
     seconds: float
     changed: bool = False
     missing: bool = False
+    unreadable: str | None = None
 
 
 @dataclass
@@ -154,6 +155,8 @@ class ParserPool:
                 document.path = _fetch(str(job.path), self.limits.file_mb)
             except FileNotFoundError:
                 return protocol.Reply(missing=True)
+            except OSError as error:
+                return protocol.Reply(unreadable=error.strerror or type(error).__name__)
             except ParseFailure as failure:
                 return protocol.Reply(failure=failure)
             document.copied = True
@@ -192,6 +195,7 @@ class ParserPool:
             document.seconds,
             changed=reply.changed,
             missing=reply.missing,
+            unreadable=reply.unreadable,
         )
 
     def _ask_unless_failed(self, document: _Document, request: protocol.Request) -> protocol.Reply:
@@ -301,7 +305,7 @@ def _is_remote(path: Path | str) -> bool:
 
 
 def _fetch(url: str, file_mb: int) -> Path:
-    """A local copy of a remote file. Raises FileNotFoundError, ParseFailure 'too large', SourceError."""
+    """A local copy of a remote file. Raises OSError, ParseFailure 'too large', SourceError."""
     import fsspec
 
     limit = file_mb * 1024 * 1024
@@ -313,7 +317,7 @@ def _fetch(url: str, file_mb: int) -> Path:
             if local.tell() > limit:
                 raise ParseFailure("too large", f"more than {file_mb} MB")
         return Path(copy)
-    except (FileNotFoundError, ParseFailure):
+    except (OSError, ParseFailure):
         Path(copy).unlink()
         raise
     except Exception as error:

@@ -70,7 +70,7 @@ Request = Parse | Pages | Join
 @dataclass
 class Reply:
     """What a request came to: `parsed`, `part`, `pages` (too many for one piece of work), `failure`, `changed` or
-    `missing`."""
+    `missing`, or `unreadable` at the moment and why."""
 
     content_hash: bytes | None = None
     parsed: ParsedText | None = None
@@ -79,6 +79,7 @@ class Reply:
     failure: ParseFailure | None = None
     changed: bool = False
     missing: bool = False
+    unreadable: str | None = None
     seconds: float = 0.0
     worn: bool = False
 
@@ -103,8 +104,6 @@ def main(socket: int, parser: str, seconds: float, limit_mb: int, file_mb: int) 
         limit_time(seconds)
         try:
             reply = answer(request, parse, file_mb)
-        except FileNotFoundError:
-            reply = Reply(missing=True)
         except ParseFailure as failure:
             reply = Reply(failure=failure)
         except MemoryError:
@@ -122,7 +121,12 @@ def answer(request: Request, parse: Callable[[bytes, str, str], ParsedText], fil
     """Do what is asked. The bytes that are hashed are the bytes that are parsed."""
     if isinstance(request, Join):
         return Reply(parsed=join_parts([pickle.loads(part) for part in request.parts]))
-    content = read(request.path, file_mb)
+    try:
+        content = read(request.path, file_mb)
+    except FileNotFoundError:
+        return Reply(missing=True)
+    except OSError as error:
+        return Reply(unreadable=error.strerror or type(error).__name__)
     content_hash = hashlib.sha256(content).digest()
     if request.expected_hash is not None and content_hash != request.expected_hash:
         return Reply(content_hash=content_hash, changed=True)
@@ -138,7 +142,7 @@ def answer(request: Request, parse: Callable[[bytes, str, str], ParsedText], fil
 
 
 def read(path: str, file_mb: int) -> bytes:
-    """The bytes of a regular file. Raises ParseFailure 'too large' and 'unsupported type', FileNotFoundError."""
+    """The bytes of a regular file. Raises ParseFailure 'too large' and 'unsupported type', OSError."""
     if not stat.S_ISREG(Path(path).stat().st_mode):
         raise ParseFailure("unsupported type", "not a regular file")
     with Path(path).open("rb") as file:

@@ -10,18 +10,22 @@ from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.indexing import active_index
 from rag_pipeline.core.models import embedding_model
 
+EMBEDDING_TOTALS = ("cached", "requested", "tokens", "requests", "retries", "cost_usd", "unpriced")
+
 
 @dataclass(frozen=True)
 class Status:
     """`documents` has total, indexed (served), pending, failed (newest version not served) and stale (failed, but
     served in an older version); `failures` are {path, stage, reason, detail}; `index` has model, dimensions, rows and
-    bytes."""
+    bytes; `embeddings` sums what was asked of providers over the collection's life, `unpriced` being tokens whose
+    price was not known."""
 
     collection: str
     documents: dict[str, int]
     chunks: int
     index: dict[str, object]
     failures: list[dict[str, str]]
+    embeddings: dict[str, int | float]
 
 
 def collection_status(connection: Connection, name: str) -> Status:
@@ -42,6 +46,11 @@ def collection_status(connection: Connection, name: str) -> Status:
                FROM rag.document WHERE collection = %s AND failure_stage IS NOT NULL ORDER BY path""",
             [name],
         ).fetchall()
+        embeddings = cursor.execute(
+            """SELECT cached, requested, tokens, requests, retries, cost_usd, unpriced FROM rag.embedding_total
+               WHERE collection = %s""",
+            [name],
+        ).fetchone()
     index = active_index(connection, name)
     model = embedding_model(collection.settings.embedding_model, collection.settings.dimensions)
     return Status(
@@ -55,6 +64,7 @@ def collection_status(connection: Connection, name: str) -> Status:
             "bytes": _bytes(connection, index.id) if index else 0,
         },
         failures=failures,
+        embeddings=embeddings or dict.fromkeys(EMBEDDING_TOTALS, 0),
     )
 
 

@@ -5,7 +5,6 @@ has the very same vector whatever else is asked. Batches of 4 and 8 sorted by le
 """
 
 import importlib.util
-import os
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -16,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rag_pipeline.core.errors import ProviderError
+from rag_pipeline.core.machine import cores
 from rag_pipeline.core.models import EmbeddingModel
 from rag_pipeline.core.providers import Answer, InputRefused, ProviderStopped
 
@@ -41,7 +41,7 @@ class LocalProvider:
 
     def __init__(self, model: EmbeddingModel):
         self.model = model
-        self.in_flight = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.in_flight = cores()
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The word pieces of each text, the two special ones included."""

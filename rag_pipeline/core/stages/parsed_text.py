@@ -1,15 +1,20 @@
-"""parsed_text: every content of the manifest parsed once, or the reason why it has no text."""
+"""parsed_text: every content of the manifest parsed once, or the reason why it has no text.
+
+`plan_parsing` finds what is missing and cuts it into shards, `parse_shard` does one of them, anywhere.
+`parse_documents` is all of it in one process.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.types.json import Jsonb
 
 from rag_pipeline.core.collections import Collection
 from rag_pipeline.core.files import location
 from rag_pipeline.core.parsing import PARSER_VERSION
 from rag_pipeline.core.sandbox import Job, Limits, Outcome, ParserPool
+from rag_pipeline.core.sharding import Shard, cut
 
 # Committed together; what a kill in between costs is this much parsing again.
 BATCH = 32
@@ -26,6 +31,14 @@ class ParseReport:
     characters: int = 0
     changes: list[tuple[str, int, int, str]] = field(default_factory=list)
 
+    def add(self, other: "ParseReport") -> None:
+        """Add up."""
+        self.documents += other.documents
+        self.failed += other.failed
+        self.postponed += other.postponed
+        self.characters += other.characters
+        self.changes = [*self.changes, *other.changes][:CHANGES_SHOWN]
+
 
 def parse_documents(
     connection: Connection,
@@ -38,9 +51,30 @@ def parse_documents(
 
     A file whose bytes are no longer the manifest's is left for the next run.
     """
+    report = ParseReport()
+    for shard in plan_parsing(connection, collection):
+        report.add(parse_shard(connection, collection, shard, workers=workers, progress=progress))
+    return report
+
+
+def plan_parsing(connection: Connection, collection: Collection, *, shard_bytes: int | None = None) -> list[Shard]:
+    """Adopt the parses that exist, and cut the rest into shards of files of so many bytes."""
     _rekey(connection, collection.name)
     _adopt(connection, collection.name)
-    jobs = _missing(connection, collection)
+    missing = _missing(connection, collection.name)
+    return cut([(parse_key, size) for parse_key, size, *_ in missing], shard_bytes)
+
+
+def parse_shard(
+    connection: Connection,
+    collection: Collection,
+    shard: Shard,
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ParseReport:
+    """Parse what is still missing of a shard: all of it at first, less when it is done again after a crash."""
+    jobs = _jobs(connection, collection, shard)
     report = ParseReport()
     if not jobs:
         return report
@@ -109,16 +143,24 @@ def _adopt(connection: Connection, name: str) -> None:
     )
 
 
-def _missing(connection: Connection, collection: Collection) -> list[Job]:
-    rows = connection.execute(
-        """SELECT DISTINCT ON (wanted_parse_key) wanted_parse_key, path, media_type, content_hash
-           FROM rag.document d
-           WHERE collection = %(name)s AND pending AND NOT removed AND wanted_parse_key IS DISTINCT FROM parse_key
-                 AND NOT EXISTS (SELECT FROM rag.parsed_text p
-                                 WHERE p.collection = d.collection AND p.parse_key = d.wanted_parse_key)
-           ORDER BY wanted_parse_key, path""",
-        {"name": collection.name},
+def _missing(connection: Connection, name: str, shard: Shard | None = None) -> list[tuple[bytes, int, str, str, bytes]]:
+    """Parse key, size, path, media type and content hash of each content that is wanted and has no row; of a shard
+    those that lie in it."""
+    return connection.execute(
+        sql.SQL(
+            """SELECT DISTINCT ON (wanted_parse_key) wanted_parse_key, size, path, media_type, content_hash
+               FROM rag.document d
+               WHERE collection = %(name)s AND pending AND NOT removed AND wanted_parse_key IS DISTINCT FROM parse_key
+                     AND NOT EXISTS (SELECT FROM rag.parsed_text p
+                                     WHERE p.collection = d.collection AND p.parse_key = d.wanted_parse_key)
+                     {within}
+               ORDER BY wanted_parse_key, path"""
+        ).format(within=sql.SQL("AND wanted_parse_key BETWEEN %(first)s AND %(last)s" if shard else "")),
+        {"name": name, **(shard.bounds() if shard else {})},
     ).fetchall()
+
+
+def _jobs(connection: Connection, collection: Collection, shard: Shard) -> list[Job]:
     return [
         Job(
             key=(parse_key, path),
@@ -127,7 +169,7 @@ def _missing(connection: Connection, collection: Collection) -> list[Job]:
             name=path,
             expected_hash=content_hash,
         )
-        for parse_key, path, media_type, content_hash in rows
+        for parse_key, _, path, media_type, content_hash in _missing(connection, collection.name, shard)
     ]
 
 
@@ -163,6 +205,14 @@ def _store(connection: Connection, name: str, outcomes: list[Outcome]) -> None:
         "UPDATE rag.document SET stamp = NULL WHERE collection = %s AND path = ANY (%s)",
         [name, [outcome.key[1] for outcome in outcomes if outcome.changed]],
     )
+    # Of the file and not of its content, so it is kept with no parse key: the next run tries again.
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            """UPDATE rag.document
+               SET failure_stage = 'parsed_text', failure_reason = 'unreadable', failure_detail = %s
+               WHERE collection = %s AND wanted_parse_key = %s AND NOT removed""",
+            [(outcome.unreadable, name, outcome.key[0]) for outcome in outcomes if outcome.unreadable],
+        )
 
 
 def _count(report: ParseReport, outcome: Outcome) -> None:
@@ -175,6 +225,9 @@ def _count(report: ParseReport, outcome: Outcome) -> None:
         report.failed += 1
         # Not the detail, which may quote the document: the report goes where `rag forget` does not reach.
         change = (path, 0, 0, outcome.failure.reason)
+    elif outcome.unreadable:
+        report.failed += 1
+        change = (path, 0, 0, "unreadable")
     else:
         report.postponed += 1
         change = (path, 0, 0, "changed while it was read")

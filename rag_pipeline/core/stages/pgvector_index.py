@@ -1,40 +1,51 @@
 """pgvector_index: what readers see. Whole documents are published, removals take effect, leftovers are collected."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from psycopg import Connection, sql
 
+from rag_pipeline.core.cache import EmbeddingCache
+from rag_pipeline.core.checks import incomplete_documents
 from rag_pipeline.core.collections import Collection
+from rag_pipeline.core.errors import RagError, ServiceError
+from rag_pipeline.core.garbage import collect_garbage, erase_forgotten
 from rag_pipeline.core.indexing import (
     VectorIndex,
     active_index,
     build_graph,
-    delete_chunks,
     drop_retired,
     missing_chunks,
     target_index,
 )
 
-GARBAGE_BATCH = 200
 CHANGES_SHOWN = 50
 
 
 @dataclass
 class IndexReport:
     """What this stage did. `failures` are (path, why) of documents that could not be published as they now are;
-    `changes` names the first documents that readers see anew or no more: (path, what happened)."""
+    `changes` names the first documents that readers see anew or no more: (path, what happened), `touched` are the
+    paths of all that were published, `unforgotten` says why the cache may still have embeddings of forgotten texts."""
 
     published: int = 0
     removed: int = 0
     deleted: int = 0
     rows: int = 0
     switched: bool = False
+    unforgotten: str = ""
+    touched: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     changes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def publish_documents(connection: Connection, collection: Collection) -> IndexReport:
-    """Publish every document that is whole in the target index, and every removal, together; then clean up."""
+def publish_documents(
+    connection: Connection, collection: Collection, caches: Sequence[EmbeddingCache] = ()
+) -> IndexReport:
+    """Publish every document that is whole in the target index, and every removal, together; then clean up.
+
+    `caches` are those that forgotten texts are to leave.
+    """
     report = IndexReport()
     index = target_index(connection, collection.name)
     if index is not None and not index.active:
@@ -44,7 +55,11 @@ def publish_documents(connection: Connection, collection: Collection) -> IndexRe
         if index is not None:
             _publish(connection, index, report)
         _remove(connection, collection.name, report)
-    report.deleted = _collect_garbage(connection, collection.name)
+    report.deleted = collect_garbage(connection, collection.name)
+    try:
+        report.deleted += erase_forgotten(connection, collection.name, caches)
+    except ServiceError as error:
+        report.unforgotten = str(error)
     drop_retired(connection, collection.name)
     report.failures = _failures(connection, collection.name)
     current = target_index(connection, collection.name)
@@ -84,8 +99,20 @@ def _publish(connection: Connection, index: VectorIndex, report: IndexReport) ->
         ),
         parameters,
     ).fetchall()
-    report.published = len(published)
+    report.published, report.touched = len(published), [path for path, _ in published]
+    if report.touched or report.switched:
+        _require_whole(connection, index, None if report.switched else report.touched)
     report.changes += [(path, "added" if new else "replaced") for path, new in published[:CHANGES_SHOWN]]
+
+
+def _require_whole(connection: Connection, index: VectorIndex, paths: list[str] | None) -> None:
+    """Raises RagError, which takes the publication back, unless these documents, or (None) all, are whole."""
+    broken = incomplete_documents(connection, index, paths)
+    if broken:
+        raise RagError(
+            f"{len(broken)} documents of {index.collection} would have been published in parts, so nothing was: "
+            f"{broken[0].subject}: {broken[0].problem}; what is served stays so: rag ingest {index.collection} again"
+        )
 
 
 def _with_lacking(index: VectorIndex, statement: str) -> sql.Composed:
@@ -128,68 +155,6 @@ def _remove(connection: Connection, name: str, report: IndexReport) -> None:
     ).fetchall()
     report.removed = len(removed)
     report.changes += [(path, "removed") for (path,) in removed[: CHANGES_SHOWN - len(report.changes)]]
-
-
-def _collect_garbage(connection: Connection, name: str) -> int:
-    """Delete what no document holds any more, a batch a transaction; the number of index rows that went."""
-    deleted = 0
-    while keys := _garbage(connection, name, "chunking"):
-        with connection.transaction():
-            unheld = connection.execute(
-                """DELETE FROM rag.token_chunk c
-                   WHERE collection = %(collection)s AND chunk_key = ANY (%(keys)s)
-                         AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = c.collection AND d.chunk_key = c.chunk_key)
-                         AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = c.collection AND d.published_chunk_key = c.chunk_key)
-                   RETURNING content_hash""",
-                {"collection": name, "keys": keys},
-            ).fetchall()
-            deleted += _delete_rows(connection, name, list({content_hash for (content_hash,) in unheld}))
-            connection.execute(
-                """DELETE FROM rag.chunking k
-                   WHERE collection = %(collection)s AND chunk_key = ANY (%(keys)s)
-                         AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = k.collection AND d.chunk_key = k.chunk_key)
-                         AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = k.collection AND d.published_chunk_key = k.chunk_key)""",
-                {"collection": name, "keys": keys},
-            )
-            _forget_garbage(connection, name, "chunking", keys)
-    while keys := _garbage(connection, name, "parsed_text"):
-        with connection.transaction():
-            connection.execute(
-                """DELETE FROM rag.parsed_text p
-                   WHERE collection = %(collection)s AND parse_key = ANY (%(keys)s)
-                         AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = p.collection AND d.parse_key = p.parse_key)
-                         AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = p.collection AND d.wanted_parse_key = p.parse_key)""",
-                {"collection": name, "keys": keys},
-            )
-            _forget_garbage(connection, name, "parsed_text", keys)
-    return deleted
-
-
-def _garbage(connection: Connection, name: str, kind: str) -> list[bytes]:
-    rows = connection.execute(
-        "SELECT key FROM rag.garbage WHERE collection = %s AND kind = %s LIMIT %s", [name, kind, GARBAGE_BATCH]
-    ).fetchall()
-    return [key for (key,) in rows]
-
-
-def _forget_garbage(connection: Connection, name: str, kind: str, keys: list[bytes]) -> None:
-    connection.execute(
-        "DELETE FROM rag.garbage WHERE collection = %s AND kind = %s AND key = ANY (%s)", [name, kind, keys]
-    )
-
-
-def _delete_rows(connection: Connection, name: str, content_hashes: list[bytes]) -> int:
-    """Delete index rows whose text no chunk of the collection has any more."""
-    indexes = connection.execute(
-        "SELECT id FROM rag.vector_index WHERE collection = %s AND retired_at IS NULL", [name]
-    ).fetchall()
-    return sum(delete_chunks(connection, index_id, content_hashes) for (index_id,) in indexes)
 
 
 def _failures(connection: Connection, name: str) -> list[tuple[str, str]]:

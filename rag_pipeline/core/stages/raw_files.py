@@ -4,13 +4,16 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import date
 from itertools import islice
 from pathlib import Path
+from zlib import crc32
 
 from psycopg import Connection
 
 from rag_pipeline.core.collections import Collection
-from rag_pipeline.core.files import SourceFile, list_source, location, open_file
+from rag_pipeline.core.errors import SourceError
+from rag_pipeline.core.files import Listing, SourceFile, list_source, location, open_file
 from rag_pipeline.core.media_types import detect
 from rag_pipeline.core.parsing import PARSER_VERSION
 
@@ -54,6 +57,7 @@ class FilesReport:
     withheld: int = 0
     skipped: int = 0
     unreadable: int = 0
+    forgotten: int = 0
     changes: list[tuple[str, str, int]] = field(default_factory=list)
 
     def count(self, path: str, change: str, size: int) -> None:
@@ -67,32 +71,36 @@ def update_manifest(
     collection: Collection,
     *,
     allow_mass_removal: bool = False,
+    rehash_fraction: float = 0.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FilesReport:
-    """Bring `rag.document` into line with the source; only files whose size or stamp moved are read.
+    """Bring `rag.document` into line with the source; only files whose size or stamp moved are read, and those of
+    today's sample (`rehash_fraction` of all, each in its turn), which a change of neither shows.
 
-    Raises SourceError when the source cannot be listed completely: then nothing has changed.
+    Raises SourceError when the source cannot be listed completely, or is an empty folder in place of the one it was:
+    then nothing has changed.
     """
     listing = list_source(collection)
     manifest = read_manifest(connection, collection.name)
-    suspects = [file for file in listing.files.values() if _may_have_changed(file, manifest.get(file.path))]
-    report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
-    gone = {path: known for path, known in manifest.items() if path not in listing.files and not known.removed}
+    before = dict(manifest)
     present = len(manifest) - sum(known.removed for known in manifest.values())
+    _remember_source(connection, collection, listing, consented=allow_mass_removal or not present)
+    due = _due_today(rehash_fraction)
+    suspects = [
+        file for file in listing.files.values() if may_have_changed(file, manifest.get(file.path)) or due(file.path)
+    ]
+    report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
     done = 0
-    for batch in _read_files(collection.source, suspects):
+    for batch in read_files(collection.source, suspects):
         with connection.transaction():
             _store(connection, collection.name, batch, manifest, report)
         done += len(batch)
         progress(done, len(suspects))
-    if gone:
-        kept = {known.content_hash for path, known in manifest.items() if path in listing.files}
-        lost = sum(known.content_hash not in kept for known in gone.values())
-        mass = lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * present
-        if mass and not allow_mass_removal:
-            report.withheld = len(gone)
-        else:
-            _remove(connection, collection.name, gone, report)
+    gone, mass = gone_files(collection, before, manifest, listing)
+    if mass and not allow_mass_removal:
+        report.withheld = len(gone)
+    elif gone:
+        _remove(connection, collection.name, gone, report)
     return report
 
 
@@ -104,11 +112,37 @@ def read_manifest(connection: Connection, name: str) -> dict[str, Known]:
     return {path: Known(*columns) for path, *columns in rows}
 
 
-def _may_have_changed(file: SourceFile, known: Known | None) -> bool:
+def _remember_source(connection: Connection, collection: Collection, listing: Listing, *, consented: bool) -> None:
+    """Record which folder was listed. Raises SourceError for one without a file in place of that which had them all."""
+    row = connection.execute("SELECT source_identity FROM rag.collection WHERE name = %s", [collection.name]).fetchone()
+    known = row[0] if row else None
+    if listing.identity == known:
+        return
+    if known and not (listing.files or listing.skipped or consented):
+        raise SourceError(
+            f"{collection.source}, the source of {collection.name}, is empty and not the folder it was; nothing was "
+            f"changed: mount it, or consent with rag ingest {collection.name} --allow-mass-removal"
+        )
+    connection.execute(
+        "UPDATE rag.collection SET source_identity = %s WHERE name = %s", [listing.identity, collection.name]
+    )
+
+
+def _due_today(fraction: float) -> Callable[[str], bool]:
+    """Whether a path is in today's sample; in 1/fraction days each is once."""
+    if not fraction:
+        return lambda path: False
+    days = round(1 / fraction)
+    today = date.today().toordinal() % days
+    return lambda path: crc32(path.encode()) % days == today
+
+
+def may_have_changed(file: SourceFile, known: Known | None) -> bool:
+    """Whether a file has to be read to know."""
     return known is None or known.removed or known.stamp is None or (known.stamp, known.size) != (file.stamp, file.size)
 
 
-def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
+def read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]:
     """The files hashed, side by side, in batches."""
 
     def read(file: SourceFile) -> ReadFile:
@@ -131,11 +165,24 @@ def _read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]
             yield list(pool.map(read, batch))
 
 
+def gone_files(
+    collection: Collection, before: dict[str, Known], now: dict[str, Known], listing: Listing
+) -> tuple[dict[str, Known], bool]:
+    """What the source no longer has of the manifest as it was `before`, and whether that is too much to go without
+    consent; what `now` is under another path does not count."""
+    present = {path: known for path, known in before.items() if not known.removed}
+    gone = {path: known for path, known in present.items() if path not in listing.files}
+    kept = {known.content_hash for path, known in now.items() if path in listing.files}
+    lost = sum(known.content_hash not in kept for known in gone.values())
+    return gone, lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * len(present)
+
+
 def _store(
     connection: Connection, name: str, batch: list[ReadFile], manifest: dict[str, Known], report: FilesReport
 ) -> None:
-    """Write what was read into the database and into `manifest`."""
-    readable, unreadable = [], []
+    """Write what was read into the database and into `manifest`; a forgotten content is not taken in again."""
+    readable, unreadable, forgotten = [], [], []
+    barred = _barred(connection, name, [read.content_hash for read in batch if read.content_hash])
     for read in batch:
         file, known = read.file, manifest.get(read.file.path)
         if read.content_hash is None:
@@ -143,6 +190,10 @@ def _store(
             unreadable.append((name, file.path, file.size, file.modified, read.error))
             continue
         manifest[file.path] = Known(file.size, file.stamp, read.content_hash)
+        if read.content_hash in barred:
+            report.count(file.path, "forgotten", file.size)
+            forgotten.append(file.path)
+            continue
         if known is None or known.removed:
             report.count(file.path, "added", file.size)
         elif known.content_hash != read.content_hash:
@@ -179,6 +230,21 @@ def _store(
                    failure_reason = excluded.failure_reason, failure_detail = excluded.failure_detail""",
             unreadable,
         )
+    # An earlier version that is served has been replaced, by what nobody is to see.
+    if forgotten:
+        connection.execute(
+            "UPDATE rag.document SET removed = true WHERE collection = %s AND path = ANY (%s)", [name, forgotten]
+        )
+
+
+def _barred(connection: Connection, name: str, hashes: list[bytes]) -> set[bytes]:
+    """Which of the contents were forgotten; none more is until the transaction ends."""
+    connection.execute("SELECT FROM rag.collection WHERE name = %s FOR KEY SHARE", [name])
+    rows = connection.execute(
+        "SELECT content_hash FROM rag.forgotten_content WHERE collection = %s AND content_hash = ANY (%s)",
+        [name, hashes],
+    ).fetchall()
+    return {content_hash for (content_hash,) in rows}
 
 
 def _remove(connection: Connection, name: str, gone: dict[str, Known], report: FilesReport) -> None:

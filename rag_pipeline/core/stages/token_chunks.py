@@ -49,6 +49,8 @@ def chunk_documents(
         with connection.transaction():
             for chunk_key, parse_key, path in missing[start : start + BATCH]:
                 parsed = read_parsed_text(connection, collection.name, parse_key)
+                if parsed is None:
+                    continue
                 chunks = chunk_document(parsed, settings, limit)
                 _store(connection, collection.name, chunk_key, parse_key, chunks)
                 report.count(path, chunks)
@@ -83,13 +85,13 @@ def _missing(connection: Connection, name: str) -> list[tuple[bytes, bytes, str]
     ).fetchall()
 
 
-def read_parsed_text(connection: Connection, name: str, parse_key: bytes) -> ParsedText:
-    """The text that was stored under a parse key."""
-    text, elements, metadata = connection.execute(
+def read_parsed_text(connection: Connection, name: str, parse_key: bytes) -> ParsedText | None:
+    """The text that was stored under a parse key; None when it was forgotten meanwhile."""
+    row = connection.execute(
         "SELECT text, elements, metadata FROM rag.parsed_text WHERE collection = %s AND parse_key = %s",
         [name, parse_key],
     ).fetchone()
-    return ParsedText.from_json(text, elements, metadata)
+    return ParsedText.from_json(*row) if row else None
 
 
 def _store(connection: Connection, name: str, chunk_key: bytes, parse_key: bytes, chunks: list[Chunk]) -> None:

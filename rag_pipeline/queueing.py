@@ -1,0 +1,72 @@
+"""Runs for the daemon: asked for from any process, executed by whoever serves, canceled again."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rag_pipeline.core.collections import get
+from rag_pipeline.core.errors import UsageError
+from rag_pipeline.instance import ASKED_BY_TAG, dagster_instance
+from rag_pipeline.runs import read_run
+from rag_pipeline.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dagster._core.remote_origin import RemoteJobOrigin
+
+JOB = "refresh_collection"
+
+
+def queue_runs(runtime: Runtime, names: Sequence[str], asked_by: str, *, allow_mass_removal: bool = False) -> list[str]:
+    """Hand `refresh_collection` for each of these collections to the daemon; the ids of the runs, which wait for it.
+
+    Raises UsageError when there is no such collection: then none is queued.
+    """
+    with runtime.connect() as connection:
+        for name in names:
+            get(connection, name)
+    with dagster_instance(runtime) as instance:
+        from dagster import DagsterEvent
+
+        from rag_pipeline.definitions import defs
+        from rag_pipeline.resources import MASS_REMOVAL_TAG, PARTITION_TAG
+
+        job, consent = defs.resolve_job_def(JOB), {MASS_REMOVAL_TAG: "yes"} if allow_mass_removal else {}
+        runs = [
+            instance.create_run_for_job(
+                job, tags={PARTITION_TAG: name, ASKED_BY_TAG: asked_by, **consent}, remote_job_origin=_origin()
+            )
+            for name in names
+        ]
+        for run in runs:
+            # What QueuedRunCoordinator.submit_run does, which wants the code location loaded a second time.
+            instance.report_dagster_event(DagsterEvent.job_enqueue(run), run.run_id)
+        return [run.run_id for run in runs]
+
+
+def cancel_run(runtime: Runtime, run_id: str) -> None:
+    """Cancel a run that is queued, or end one that the daemon has launched; what it did until now is kept.
+
+    Raises UsageError when there is no such run, when it has ended, or when it belongs to a terminal.
+    """
+    with runtime.connect() as connection:
+        run = read_run(connection, run_id)
+    if run.state not in ("queued", "running"):
+        raise UsageError(f"run {run_id} has ended already: rag status --run {run_id} tells how")
+    with dagster_instance(runtime) as instance:
+        if not instance.run_coordinator.cancel_run(run_id):
+            raise UsageError(f"run {run_id} was not launched by the daemon: end it with Ctrl-C where it runs")
+
+
+def _origin() -> "RemoteJobOrigin":
+    """Where the daemon finds the job: the code location of workspace.yaml."""
+    from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+    from dagster._core.remote_origin import (
+        ManagedGrpcPythonEnvCodeLocationOrigin,
+        RemoteJobOrigin,
+        RemoteRepositoryOrigin,
+    )
+    from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(
+        LoadableTargetOrigin(module_name="rag_pipeline.definitions"), location_name="rag_pipeline"
+    )
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), JOB)
