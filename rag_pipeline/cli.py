@@ -37,7 +37,10 @@ def main(context: click.Context) -> None:
     context.obj = Runtime(Settings.from_environment())
 
 
-for command in (demo, up, down, doctor, env, collection, plan, ingest, status, cancel, show, forget):
-    main.add_command(command)
-for command in (search, ask, evaluate):
-    main.add_command(command)
+for commands in (
+    (demo, up, down, doctor, env, collection),
+    (plan, ingest, status, cancel, show, forget),
+    (search, ask, evaluate),
+):
+    for command in commands:
+        main.add_command(command)

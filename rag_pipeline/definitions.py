@@ -19,14 +19,14 @@ def build_definitions(**overrides: object) -> Definitions:
     return Definitions(
         assets=[*ASSETS, retrieval_quality],
         asset_checks=[whole_collection],
-        jobs=[refresh_collection, reconcile_collection, answer_question, prune_history],
+        jobs=[refresh_collection, reconcile_collection, prune_history, answer_question],
         sensors=[new_files],
         schedules=build_schedules(Settings.from_environment()),
         resources={
             "pipeline": pipeline_resource,
             "rag": rag_resource,
-            "in_memory": mem_io_manager,
             STEP_OUTPUTS: step_outputs,
+            "in_memory": mem_io_manager,
             **overrides,
         },
         executor=executor(Settings.from_environment()),

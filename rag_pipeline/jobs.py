@@ -1,4 +1,5 @@
-"""The jobs: bring a collection's index into line with its files, doubt all of it, ask it, keep the records small."""
+"""`refresh_collection` brings one collection's index into line with its files, `reconcile_collection` doubts the rest
+as well, `answer_question` asks it, and `prune_history` keeps records small."""
 
 from dagster import AssetSelection, define_asset_job, in_process_executor, job
 
@@ -19,8 +20,8 @@ reconcile_collection = define_asset_job(
     "reconcile_collection",
     selection=AssetSelection.assets(*ASSETS, retrieval_quality),
     tags={RECONCILE_TAG: "yes"},
-    description="Refresh one collection, read a sample of its files again, retry what may pass now, check all of it, "
-    "and measure how well it finds the sources of its questions.",
+    description="Refresh one collection, read a sample of its files again, retry what may pass now, check and "
+    "measure all of it.",
 )
 
 

@@ -131,8 +131,8 @@ class OpenAIServer:
     `intercept(request)` may return a Reply of its own; `replies` are used up first, one a request.
     `answer(messages)` is the chat's reply; `after_event` is called when each event of a stream has been sent, and the
     next one waits for it; `finish` is why the chat stops, and `tells_usage` whether it tells its tokens. `dimensions`
-    are those of models it does not know. `requests` logs everything but the probes, which ask whether a model is still
-    the same: they are in `probes`.
+    are those of models it does not know. `requests` logs everything
+    but the probes, which ask whether a model is still the same: they are in `probes`.
     """
 
     def __init__(

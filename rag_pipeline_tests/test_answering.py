@@ -85,12 +85,17 @@ max_log_files | 7 | how many are kept"""
         ),
         # Rows each by itself, and the words that an identifier is made of.
         ("How many are kept by max files?", "max_log_files | 7 | how many are kept"),
-        # The heading is what the sentences are about, and no answer.
         ("How are log files named?", 'Log files should usually be named "/var/log/package.log".'),
     ],
 )
 def test_a_sentence_is_quoted_whole(question, quoted):
     assert best_sentences(question, hits(LOGS, heading=("6. Files", "6.8. Log files")))[0] == (1, quoted)
+
+
+def test_a_heading_is_no_answer():
+    quoted = best_sentences("What are log files?", hits(LOGS, heading=("6. Files", "6.8. Log files")))
+    assert len(quoted) == MOST_SENTENCES
+    assert "6.8. Log files" not in {sentence for _, sentence in quoted}
 
 
 def test_a_question_that_the_documents_do_not_answer_is_not_answered():

@@ -249,7 +249,8 @@ def test_resources_may_be_replaced():
         pass
 
     definitions = build_definitions(pipeline=Nobody())
-    assert definitions.get_repository_def().get_top_level_resources().keys() == {"pipeline", "rag"}
+    resources = {"pipeline", "rag", "step_outputs", "in_memory"}
+    assert definitions.get_repository_def().get_top_level_resources().keys() == resources
     job = definitions.resolve_job_def("refresh_collection")
     assert [node.name for node in job.nodes_in_topological_order] == STAGES
     assert job.partitions_def == collections_partitions

@@ -19,10 +19,11 @@ from dagster import (
 )
 
 from rag_pipeline.assets.metadata import Stopwatch, quoting_no_row
-from rag_pipeline.assets.stages import pgvector_index, shared
+from rag_pipeline.assets.stages import pgvector_index
 from rag_pipeline.client import Rag
 from rag_pipeline.core.evaluation import KnownQuestion
 from rag_pipeline.core.files import QUESTIONS
+from rag_pipeline.partitions import shared
 
 # How many measurements are looked back on, and by how much the hit rate may lie below the best of them.
 LOOKED_BACK = 30
