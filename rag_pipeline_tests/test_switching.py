@@ -4,6 +4,7 @@ import pytest
 
 from rag_pipeline.core.indexing import active_index
 from rag_pipeline.core.stages import parsed_text
+from rag_pipeline_tests.openai_server import error
 from rag_pipeline_tests.pipelines import UNPARSABLE, Pipeline
 
 
@@ -153,3 +154,27 @@ def test_an_addition_that_outgrows_the_index_builds_another(fruit, monkeypatch):
     fruit.write("10.txt", "Fruit number 10 is edible.")
     assert fruit.run().published.switched  # more dead rows than living
     fruit.assert_clean()
+
+
+def test_a_switch_and_a_removal_take_effect_together(fruit):
+    fruit.change(embedding_model="openai/another")
+    fruit.delete("apples.txt")
+    run = fruit.run()
+    assert (run.published.switched, run.published.removed) == (True, 1)
+    assert (fruit.found("apples"), fruit.found("pears", "hybrid")) == (set(), {"pears.md", "sub/plums.html"})
+    fruit.assert_clean()
+
+
+def test_a_switch_waits_for_a_document_that_has_moved_and_is_not_embedded_anew(pipeline, server):
+    pipeline.write("apples.txt", "Apples are red.")
+    pipeline.run()
+    pipeline.rename("apples.txt", "moved.txt")
+    pipeline.change(embedding_model="openai/another")
+    server.intercept = lambda request: error(401, "no", "invalid_api_key")
+    run = pipeline.run()
+    assert (run.published.switched, run.published.removed) == (False, 1)
+    assert pipeline.found("apples") == {"moved.txt"}  # in the old index, which has its text
+    server.intercept = lambda request: None
+    assert pipeline.run().published.switched
+    assert pipeline.found("apples", "hybrid") == {"moved.txt"}
+    pipeline.assert_clean()

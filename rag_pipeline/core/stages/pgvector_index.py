@@ -57,8 +57,10 @@ def publish_documents(
     with connection.transaction():
         connection.execute("SELECT FROM rag.collection WHERE name = %s FOR UPDATE", [collection.name])
         if index is not None:
-            _publish(connection, index, report)
+            index = _publish(connection, index, report)
         _remove(connection, collection.name, report)
+        if index is not None and (report.touched or report.switched):
+            _require_whole(connection, index, None if report.switched else report.touched)
     report.deleted = collect_garbage(connection, collection.name)
     try:
         report.deleted += erase_forgotten(connection, collection.name, caches)
@@ -71,17 +73,21 @@ def publish_documents(
     return report
 
 
-def _publish(connection: Connection, index: VectorIndex, report: IndexReport) -> None:
-    """Move the pointers of whole documents. A new index takes over only when every published document is whole in it;
-    until then the active one shows what it can."""
+def _publish(connection: Connection, index: VectorIndex, report: IndexReport) -> VectorIndex:
+    """Move the pointers of whole documents; the index that shows them. A new one takes over only when every published
+    document is whole in it, and every moved one that is served under its old path; until then the active one serves."""
     parameters = {"collection": index.collection, "index": index.id}
     if not index.active:
         (broken,) = connection.execute(
             _with_lacking(
                 index,
                 """SELECT count(*) FROM rag.document d
-                   WHERE collection = %(collection)s AND published_chunk_key IS NOT NULL AND NOT removed
-                         AND NOT {whole}""",
+                   WHERE collection = %(collection)s AND NOT removed AND NOT {whole}
+                         AND (published_chunk_key IS NOT NULL
+                              OR coalesce(failure_stage, 'embedding') = 'embedding' AND EXISTS (
+                                  SELECT FROM rag.document gone
+                                  WHERE gone.collection = d.collection AND gone.content_hash = d.content_hash
+                                        AND gone.removed AND gone.published_chunk_key IS NOT NULL))""",
             ),
             parameters,
         ).fetchone()
@@ -104,9 +110,8 @@ def _publish(connection: Connection, index: VectorIndex, report: IndexReport) ->
         parameters,
     ).fetchall()
     report.published, report.touched = len(published), [path for path, _ in published]
-    if report.touched or report.switched:
-        _require_whole(connection, index, None if report.switched else report.touched)
     report.changes += [(path, "added" if new else "replaced") for path, new in published[:CHANGES_SHOWN]]
+    return index
 
 
 def _require_whole(connection: Connection, index: VectorIndex, paths: list[str] | None) -> None:
