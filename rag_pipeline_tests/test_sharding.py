@@ -18,6 +18,7 @@ from rag_pipeline.core.sharding import cut
 from rag_pipeline.core.stages.cached_embeddings import embed_shard, plan_embeddings
 from rag_pipeline.core.stages.parsed_text import parse_shard, plan_parsing
 from rag_pipeline.executors import executor
+from rag_pipeline.history import delete_rows
 from rag_pipeline.settings import Settings
 from rag_pipeline_tests.commands import Command
 from rag_pipeline_tests.openai_server import OpenAIServer
@@ -128,6 +129,18 @@ def test_step_outputs_hold_keys_and_figures_alone(rag, tmp_path, parsing_in_proc
         values = [str(value) for (value,) in connection.execute("SELECT value FROM rag.step_output").fetchall()]
     assert values
     assert not any("canary" in value for value in values)
+
+
+def test_old_step_outputs_are_pruned(rag, handbook, parsing_in_process):
+    rag.done("ingest", handbook)
+    kept = step_outputs(rag)
+    with closing(rag.runtime().connect()) as connection:
+        connection.execute(
+            """INSERT INTO rag.step_output
+               SELECT 'old', step_key, name, value, now() - interval '8 days' FROM rag.step_output"""
+        )
+        delete_rows(connection)
+    assert step_outputs(rag) == kept
 
 
 # Celery
