@@ -218,7 +218,7 @@ def step_outputs(rag: Command) -> list[str]:
 
 def finished(rag: Command, server: OpenAIServer, process: subprocess.Popen) -> None:
     """The run succeeded, everything is served, and nothing but what was in flight at a kill was asked twice."""
-    out, _ = process.communicate(timeout=180)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out[-3000:]
     status = rag.done("status", "docs", "--json").json
     assert (status["documents"]["indexed"], status["index"]["rows"]) == (60, 120)
@@ -232,7 +232,7 @@ def finished(rag: Command, server: OpenAIServer, process: subprocess.Popen) -> N
 def test_celery_does_the_shards_and_survives_the_kill_of_a_step(rag, server, celery):
     server.latency = 0.3
     with worker(celery) as killed, materializing(celery) as run:
-        eventually(lambda: in_the_middle(server), seconds=120)
+        eventually(lambda: in_the_middle(server), seconds=300)
         end_children(killed)
         finished(rag, server, run)
     assert sum("embed_vectors" in step for step in step_outputs(rag)) == 3
@@ -242,7 +242,7 @@ def test_celery_does_the_shards_and_survives_the_kill_of_a_step(rag, server, cel
 def test_celery_survives_the_kill_of_a_worker(rag, server, celery):
     server.latency = 0.3
     with worker(celery, 20) as killed, materializing(celery) as run:
-        eventually(lambda: in_the_middle(server), seconds=120)
+        eventually(lambda: in_the_middle(server), seconds=300)
         end(killed)
         with worker(celery, 20):
             finished(rag, server, run)
