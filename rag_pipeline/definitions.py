@@ -16,12 +16,13 @@ from rag_pipeline.step_outputs import STEP_OUTPUTS, step_outputs
 
 def build_definitions(**overrides: object) -> Definitions:
     """Everything Dagster is to know; `overrides` replace resources by name."""
+    settings = Settings.from_environment()
     return Definitions(
         assets=[*ASSETS, retrieval_quality],
         asset_checks=[whole_collection],
         jobs=[refresh_collection, reconcile_collection, prune_history, answer_question],
         sensors=[new_files],
-        schedules=build_schedules(Settings.from_environment()),
+        schedules=build_schedules(settings),
         resources={
             "pipeline": pipeline_resource,
             "rag": rag_resource,
@@ -29,7 +30,7 @@ def build_definitions(**overrides: object) -> Definitions:
             "in_memory": mem_io_manager,
             **overrides,
         },
-        executor=executor(Settings.from_environment()),
+        executor=executor(settings),
     )
 
 

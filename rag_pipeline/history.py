@@ -80,8 +80,9 @@ def delete_folders(instance: DagsterInstance, files: Path, before: datetime) -> 
 
 
 def delete_rows(connection: Connection) -> None:
-    """Delete what killed runs left behind."""
+    """Delete what killed runs left behind, and what steps handed each other in runs that nobody will take up again."""
     connection.execute("DELETE FROM rag.run_progress WHERE at < now() - interval '1 day'")
+    connection.execute("DELETE FROM rag.step_output WHERE written_at < now() - interval '7 days'")
 
 
 def _old_runs(instance: DagsterInstance, before: datetime) -> list[str]:

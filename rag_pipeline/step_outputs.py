@@ -11,7 +11,7 @@ STEP_OUTPUTS = "step_outputs"
 class StepOutputs(IOManager):
     """Keeps values that JSON has, under the run, the step and the output they come from. Never text or vectors.
 
-    `prune_history` deletes those of old runs; until then a failed run can go on from where it stopped.
+    `prune_history` deletes those of a week ago; until then a failed run can go on from where it stopped.
     """
 
     def __init__(self, connection: Connection):

@@ -6,6 +6,7 @@ from dagster import AssetCheckKey, AssetKey
 
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.stages import cached_embeddings
+from rag_pipeline.definitions import build_definitions
 from rag_pipeline_tests.commands import Command
 from rag_pipeline_tests.openai_server import embeddings_reply
 from rag_pipeline_tests.pipelines import DIMENSIONS
@@ -71,6 +72,19 @@ def test_the_check_says_so_for_its_collection(rag, handbook, server, parsing_in_
     become_another_model(server)
     (handbook / "new.txt").write_text("A text that was not there.\n")
     rag.done("ingest", "handbook")
+    assert same_model(rag, "handbook") is False
+
+
+def test_reconciling_asks_the_probe_though_nothing_is_to_be_embedded(
+    rag, handbook, server, parsing_in_process, monkeypatch
+):
+    rag.done("ingest", handbook)
+    become_another_model(server)
+    for name, value in rag.environment.items():
+        monkeypatch.setenv(name, value)
+    with opened(rag) as instance:
+        job = build_definitions().resolve_job_def("reconcile_collection")
+        job.execute_in_process(instance=instance, partition_key="handbook")
     assert same_model(rag, "handbook") is False
 
 

@@ -7,6 +7,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rag_pipeline.core.forgetting import forget
 from rag_pipeline.core.planning import IngestPlan, plan_ingest
 from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
@@ -147,6 +148,15 @@ def test_a_plan_knows_what_is_withheld_and_what_does_not_parse(pipeline):
     told, counted = files(planned, run)
     assert told == counted
     assert asked(run) == (planned.to_embed.chunks, planned.to_embed.tokens)
+
+
+def test_a_plan_leaves_out_what_was_forgotten(fruit):
+    forget(fruit.connection, fruit.name, "apples.txt", [])
+    planned = plan(fruit)
+    run = fruit.run()
+    assert (planned.to_parse, planned.to_embed.chunks) == (run.parsed.documents, run.embedded.embedding.requested)
+    told, counted = files(planned, run)
+    assert told == counted
 
 
 def test_a_plan_of_a_priced_model_tells_dollars(pipeline):

@@ -18,6 +18,7 @@ from rag_pipeline.core.sharding import cut
 from rag_pipeline.core.stages.cached_embeddings import embed_shard, plan_embeddings
 from rag_pipeline.core.stages.parsed_text import parse_shard, plan_parsing
 from rag_pipeline.executors import executor
+from rag_pipeline.history import delete_rows
 from rag_pipeline.settings import Settings
 from rag_pipeline_tests.commands import Command
 from rag_pipeline_tests.openai_server import OpenAIServer
@@ -130,6 +131,18 @@ def test_step_outputs_hold_keys_and_figures_alone(rag, tmp_path, parsing_in_proc
     assert not any("canary" in value for value in values)
 
 
+def test_old_step_outputs_are_pruned(rag, handbook, parsing_in_process):
+    rag.done("ingest", handbook)
+    kept = step_outputs(rag)
+    with closing(rag.runtime().connect()) as connection:
+        connection.execute(
+            """INSERT INTO rag.step_output
+               SELECT 'old', step_key, name, value, now() - interval '8 days' FROM rag.step_output"""
+        )
+        delete_rows(connection)
+    assert step_outputs(rag) == kept
+
+
 # Celery
 
 
@@ -205,7 +218,7 @@ def step_outputs(rag: Command) -> list[str]:
 
 def finished(rag: Command, server: OpenAIServer, process: subprocess.Popen) -> None:
     """The run succeeded, everything is served, and nothing but what was in flight at a kill was asked twice."""
-    out, _ = process.communicate(timeout=180)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out[-3000:]
     status = rag.done("status", "docs", "--json").json
     assert (status["documents"]["indexed"], status["index"]["rows"]) == (60, 120)
@@ -219,7 +232,7 @@ def finished(rag: Command, server: OpenAIServer, process: subprocess.Popen) -> N
 def test_celery_does_the_shards_and_survives_the_kill_of_a_step(rag, server, celery):
     server.latency = 0.3
     with worker(celery) as killed, materializing(celery) as run:
-        eventually(lambda: in_the_middle(server), seconds=120)
+        eventually(lambda: in_the_middle(server), seconds=300)
         end_children(killed)
         finished(rag, server, run)
     assert sum("embed_vectors" in step for step in step_outputs(rag)) == 3
@@ -229,7 +242,7 @@ def test_celery_does_the_shards_and_survives_the_kill_of_a_step(rag, server, cel
 def test_celery_survives_the_kill_of_a_worker(rag, server, celery):
     server.latency = 0.3
     with worker(celery, 20) as killed, materializing(celery) as run:
-        eventually(lambda: in_the_middle(server), seconds=120)
+        eventually(lambda: in_the_middle(server), seconds=300)
         end(killed)
         with worker(celery, 20):
             finished(rag, server, run)

@@ -101,6 +101,7 @@ def report_vectors(pipeline: ResourceParam[Pipeline], plan: dict, reports: list)
         [EmbeddedReport(**each) for each in reports],
         runtime.provider(runtime.model(collection.settings)),
         stopped=plan["stopped"],
+        check_model=pipeline.reconcile,
     )
     embedded, seconds = report.embedding, Stopwatch(plan["started"]).seconds()
     yield MaterializeResult(

@@ -21,6 +21,7 @@ from rag_pipeline.core.parsing import PARSER_VERSION
 from rag_pipeline.core.stages.raw_files import (
     FilesReport,
     Known,
+    barred_contents,
     gone_files,
     may_have_changed,
     read_files,
@@ -121,12 +122,18 @@ def _look(connection: Connection, collection: Collection) -> tuple[FilesReport, 
     now = dict(before)
     suspects = [file for file in listing.files.values() if may_have_changed(file, before.get(file.path))]
     report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
-    for read in (read for batch in read_files(collection.source, suspects) for read in batch):
+    reads = [read for batch in read_files(collection.source, suspects) for read in batch]
+    barred = barred_contents(connection, collection.name, [read.content_hash for read in reads if read.content_hash])
+    for read in reads:
         file, known = read.file, before.get(read.file.path)
         if read.content_hash is None:
             report.count(file.path, "unreadable", file.size)
             continue
         now[file.path] = Known(file.size, file.stamp, read.content_hash)
+        if read.content_hash in barred:
+            report.count(file.path, "forgotten", file.size)
+            contents.pop(file.path, None)
+            continue
         if known is None or known.removed:
             report.count(file.path, "added", file.size)
         elif known.content_hash != read.content_hash:
@@ -192,6 +199,8 @@ def _texts(
     stored = {chunk_key for (chunk_key,) in stored}
     for chunk_key, parse_key in keys.items():
         parsed = read_parsed_text(connection, name, parse_key)
+        if parsed is None:  # forgotten meanwhile
+            continue
         if chunk_key not in stored:
             for chunk in chunk_document(parsed, settings, limit):
                 yield sha256(chunk.input.encode()).digest(), chunk.input

@@ -183,7 +183,9 @@ def _store(
 ) -> None:
     """Write what was read into the database and into `manifest`; a forgotten content is not taken in again."""
     readable, unreadable, forgotten = [], [], []
-    barred = _barred(connection, name, [read.content_hash for read in batch if read.content_hash])
+    # Nothing more is forgotten until the transaction ends.
+    keep_out_forget(connection, name)
+    barred = barred_contents(connection, name, [read.content_hash for read in batch if read.content_hash])
     for read in batch:
         file, known = read.file, manifest.get(read.file.path)
         if read.content_hash is None:
@@ -238,9 +240,8 @@ def _store(
         )
 
 
-def _barred(connection: Connection, name: str, hashes: list[bytes]) -> set[bytes]:
-    """Which of the contents were forgotten; none more is until the transaction ends."""
-    keep_out_forget(connection, name)
+def barred_contents(connection: Connection, name: str, hashes: list[bytes]) -> set[bytes]:
+    """Which of the contents were forgotten."""
     rows = connection.execute(
         "SELECT content_hash FROM rag.forgotten_content WHERE collection = %s AND content_hash = ANY (%s)",
         [name, hashes],
