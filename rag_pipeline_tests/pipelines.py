@@ -167,6 +167,24 @@ class Pipeline:
         """Every row of every index, as where and by which transaction it was written."""
         return set(self.connection.execute("SELECT tableoid, ctid::text, xmin::text FROM rag.indexed_chunk").fetchall())
 
+    def assert_as_built_anew(self) -> None:
+        """Readers see what a clean build of the files shows; what does not parse stays in its last good version."""
+        settings = {key: value for key, value in vars(self.collection.settings).items() if value is not None}
+        with closing(Pipeline(self.runtime, self.folder, f"{self.name}-anew", **settings)) as anew:
+            try:
+                anew.connection.execute(
+                    """INSERT INTO rag.forgotten_content (collection, content_hash)
+                       SELECT %s, content_hash FROM rag.forgotten_content WHERE collection = %s""",
+                    [anew.name, self.name],
+                )
+                anew.run()
+                failed = anew.failures()
+                assert self.failures() == failed
+                served = {path: chunks for path, chunks in self.served().items() if path not in failed}
+                assert served == anew.served()
+            finally:
+                collections.remove(anew.connection, anew.name)
+
     def assert_clean(self) -> None:
         """Nothing is left over in the database, and nothing is missing, once a run has published all there is."""
         assert not self.rows("SELECT path FROM rag.document WHERE collection = %(name)s AND removed")

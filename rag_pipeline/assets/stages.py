@@ -92,9 +92,9 @@ def pgvector_index(pipeline: ResourceParam[Pipeline]) -> Iterator[AssetCheckResu
 def _publish(pipeline: Pipeline) -> tuple[dict[str, object], list[tuple[str, str]], list[AssetCheckResult]]:
     """Publish: what to tell of it, what could not be embedded, and what the checks find."""
     watch = Stopwatch()
-    pipeline.progress.stage("pgvector_index", "documents")
+    progress = pipeline.progress.stage("pgvector_index", "rows")
     caches = pipeline.runtime.caches(pipeline.connection, pipeline.name)
-    report = publish_documents(pipeline.connection, pipeline.collection, caches)
+    report = publish_documents(pipeline.connection, pipeline.collection, caches, progress=progress)
     if report.unforgotten:
         pipeline.progress.note(report.unforgotten)
     if pipeline.reconcile:

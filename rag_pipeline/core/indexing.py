@@ -4,7 +4,9 @@ A collection serves from its active index. A change that would reshape it, or ou
 built beside it, and takes effect when `pgvector_index` switches to that.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,9 @@ from rag_pipeline.core.models import EmbeddingModel
 
 # pgvector's HNSW takes vectors of at most this many dimensions in full precision, twice as many in half.
 FULL_PRECISION_DIMENSIONS = 2000
+
+# How often a build that lasts is asked how far it is.
+SECONDS_BETWEEN_LOOKS = 0.5
 
 # Below this, extending the live graph is quicker than thinking about it.
 SMALL_INDEX = 1000
@@ -106,36 +111,37 @@ def missing_chunks(index: VectorIndex) -> sql.SQL:
 
 def copy_from_sibling(connection: Connection, index: VectorIndex) -> int:
     """Take over the vectors that another index of the collection has from the same model; how many were."""
-    with connection.transaction():
-        return _insert(
-            connection,
-            index,
-            sql.SQL(
-                """SELECT DISTINCT ON (s.content_hash) s.content_hash, s.input, s.embedding
-                   FROM rag.indexed_chunk s
-                   JOIN rag.vector_index v ON v.id = s.index_id
-                   WHERE v.collection = %(collection)s AND v.id <> %(index)s AND v.retired_at IS NULL
-                         AND v.model = %(model)s AND v.dimensions = %(dimensions)s
-                         AND s.content_hash IN (SELECT content_hash FROM ({missing}) AS missing)
-                   ORDER BY s.content_hash"""
-            ).format(missing=missing_chunks(index)),
-        )
+    return _insert(
+        connection,
+        index,
+        sql.SQL(
+            """SELECT DISTINCT ON (s.content_hash) s.content_hash, s.input, s.embedding
+               FROM rag.indexed_chunk s
+               JOIN rag.vector_index v ON v.id = s.index_id
+               WHERE v.collection = %(collection)s AND v.id <> %(index)s AND v.retired_at IS NULL
+                     AND v.model = %(model)s AND v.dimensions = %(dimensions)s
+                     AND s.content_hash IN (SELECT content_hash FROM ({missing}) AS missing)
+               ORDER BY s.content_hash"""
+        ).format(missing=missing_chunks(index)),
+    )
 
 
 def insert_chunks(connection: Connection, index: VectorIndex, rows: Sequence[tuple[bytes, str, np.ndarray]]) -> int:
     """Write (content hash, embedded input, vector) rows, committed together; how many were new to the index."""
-    with connection.transaction():
-        connection.execute(
-            """CREATE TEMPORARY TABLE IF NOT EXISTS arriving (content_hash bytea, input text, embedding vector)
-               ON COMMIT DELETE ROWS"""
-        )
-        with connection.cursor().copy(
-            "COPY arriving (content_hash, input, embedding) FROM STDIN WITH (FORMAT BINARY)"
-        ) as copy:
-            copy.set_types(["bytea", "text", "vector"])
-            for content_hash, text, vector in rows:
-                copy.write_row((content_hash, text, Vector(vector)))
-        return _insert(connection, index, sql.SQL("SELECT content_hash, input, embedding FROM arriving"))
+    # Arrays, not COPY: that needs a table to arrive in, from which each vector is read and written once more.
+    return _insert(
+        connection,
+        index,
+        sql.SQL(
+            """SELECT * FROM unnest(%(hashes)b::bytea[], %(inputs)b::text[], %(vectors)b::vector[])
+                             AS arriving (content_hash, input, embedding)"""
+        ),
+        {
+            "hashes": [content_hash for content_hash, _, _ in rows],
+            "inputs": [text for _, text, _ in rows],
+            "vectors": [Vector(vector) for _, _, vector in rows],
+        },
+    )
 
 
 def delete_chunks(connection: Connection, index_id: int, content_hashes: Sequence[bytes]) -> int:
@@ -161,13 +167,18 @@ def delete_chunks(connection: Connection, index_id: int, content_hashes: Sequenc
     return deleted
 
 
-def build_graph(connection: Connection, index: VectorIndex) -> None:
-    """Build the HNSW graph (cosine) and the text index over the rows loaded so far; at once when they are there."""
+def build_graph(
+    connection: Connection, index: VectorIndex, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Build the HNSW graph (cosine) and the text index over the rows loaded so far; at once when they are there.
+
+    `progress` is called with (rows in the graph, rows), from another thread.
+    """
     kind, operators = (
         ("halfvec", "halfvec_cosine_ops") if index.precision == "half" else ("vector", "vector_cosine_ops")
     )
     name = f"indexed_chunk_{index.id}"
-    with connection.transaction():
+    with connection.transaction(), _watched(connection, index, progress):
         connection.execute(
             "SELECT set_config('maintenance_work_mem', %s, true)", [f"{_build_memory_mb(connection, index)}MB"]
         )
@@ -285,7 +296,7 @@ def _retire(connection: Connection, index: VectorIndex) -> None:
     connection.execute("UPDATE rag.vector_index SET retired_at = now() WHERE id = %s", [index.id])
 
 
-def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable) -> int:
+def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable, parameters: Mapping = {}) -> int:
     """Add the (content_hash, input, embedding) that a query selects, save those the index has; how many were new.
 
     A live index counts its words as they come, one under construction when all are there (`_count_words`).
@@ -315,9 +326,39 @@ def _insert(connection: Connection, index: VectorIndex, chunks: sql.Composable) 
             "model": index.model,
             "dimensions": index.dimensions,
             "text_search": index.text_search,
+            **parameters,
         },
     ).fetchone()
     return inserted
+
+
+@contextmanager
+def _watched(connection: Connection, index: VectorIndex, progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Report how many rows the graph has that `connection` builds meanwhile: through another one, for it is busy."""
+    pid, built = connection.info.backend_pid, threading.Event()
+
+    def watch() -> None:
+        if built.wait(SECONDS_BETWEEN_LOOKS):
+            return
+        # Nobody is told anything where the server takes no more connections; the building goes on.
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(connection.info.dsn, password=connection.info.password, autocommit=True) as other,
+        ):
+            while not built.wait(SECONDS_BETWEEN_LOOKS):
+                done = other.execute(
+                    "SELECT tuples_done FROM pg_stat_progress_create_index WHERE pid = %s AND tuples_done > 0", [pid]
+                ).fetchone()
+                if done:
+                    progress(done[0], index.rows)
+
+    thread = threading.Thread(target=watch, name="graph-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        built.set()
+        thread.join()
 
 
 def _count_words(connection: Connection, index: VectorIndex) -> None:

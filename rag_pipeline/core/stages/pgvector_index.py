@@ -1,6 +1,6 @@
 """pgvector_index: what readers see. Whole documents are published, removals take effect, leftovers are collected."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from psycopg import Connection, sql
@@ -40,16 +40,20 @@ class IndexReport:
 
 
 def publish_documents(
-    connection: Connection, collection: Collection, caches: Sequence[EmbeddingCache] = ()
+    connection: Connection,
+    collection: Collection,
+    caches: Sequence[EmbeddingCache] = (),
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> IndexReport:
     """Publish every document that is whole in the target index, and every removal, together; then clean up.
 
-    `caches` are those that forgotten texts are to leave.
+    `caches` are those that forgotten texts are to leave. `progress` is told how many rows the graph of a new index has.
     """
     report = IndexReport()
     index = target_index(connection, collection.name)
     if index is not None and not index.active:
-        build_graph(connection, index)
+        build_graph(connection, index, progress)
     with connection.transaction():
         connection.execute("SELECT FROM rag.collection WHERE name = %s FOR UPDATE", [collection.name])
         if index is not None:
