@@ -97,6 +97,23 @@ def test_a_done_run_tells_what_ingest_told(rag, client, handbook, parsing_in_pro
     assert rag.done("status", "--run", told["run_id"]).out.splitlines()[1] == "handbook: 3 files, 3 added"
 
 
+def test_a_run_in_a_terminal_is_ended_there(rag, server, handbook):
+    answers = threading.Event()
+
+    def wait(request: Request) -> None:
+        answers.wait(60)
+
+    server.intercept = wait
+    process = rag.start("ingest", handbook)
+    eventually(lambda: server.requests or process.poll() is not None, 60)
+    run_id = rag.done("status", "handbook", "--json").json["last_run"]["run_id"]
+    assert "end it with Ctrl-C where it runs" in rag("cancel", run_id).reason
+    assert state(rag, run_id)["state"] == "running"
+    answers.set()
+    assert Done.of(process).status == 0
+    assert state(rag, run_id)["state"] == "done"
+
+
 def newest_run(rag: Command, name: str) -> dict:
     return state(rag, rag.done("status", name, "--json").json["last_run"]["run_id"])
 
