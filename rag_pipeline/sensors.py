@@ -21,7 +21,7 @@ from rag_pipeline.core.errors import SourceError
 from rag_pipeline.core.polling import Poller, adopt_folders
 from rag_pipeline.core.stages.raw_files import read_manifest
 from rag_pipeline.core.watching import Cursor, Seen, Watch, compare, decide, digest_of, settings_digest
-from rag_pipeline.instance import ASKED_BY_TAG, WHY_TAG
+from rag_pipeline.instance import ASKED_BY_TAG, WHY_TAG, settle_runs
 from rag_pipeline.jobs import refresh_collection
 from rag_pipeline.partitions import sync_partitions
 from rag_pipeline.resources import PARTITION_TAG
@@ -59,6 +59,7 @@ def new_files(context: SensorEvaluationContext) -> SensorResult:
         made, unfit = adopt_folders(connection, runtime.settings.documents, known, runtime.settings.embedding_model)
         known |= {collection.name: collection for collection in made}
         sync_partitions(context.instance, known)
+        settle_runs(context.instance, connection)
         busy, ended, runs_until = _runs(context.instance, cursor.runs_until)
         seen = _look(connection, list(known.values()), cursor, busy, ended, now)
     requests, following = decide(cursor, seen, now)
