@@ -80,9 +80,13 @@ def delete_folders(instance: DagsterInstance, files: Path, before: datetime) -> 
 
 
 def delete_rows(connection: Connection) -> None:
-    """Delete what killed runs left behind, and what steps handed each other in runs that nobody will take up again."""
+    """Delete the progress of runs that were killed, and what steps handed to each other, save where a run that failed
+    may be taken up again."""
     connection.execute("DELETE FROM rag.run_progress WHERE at < now() - interval '1 day'")
-    connection.execute("DELETE FROM rag.step_output WHERE written_at < now() - interval '7 days'")
+    connection.execute(
+        """DELETE FROM rag.step_output s
+           WHERE NOT EXISTS (SELECT FROM dagster.runs r WHERE r.run_id = s.run_id AND r.status <> 'SUCCESS')"""
+    )
 
 
 def _old_runs(instance: DagsterInstance, before: datetime) -> list[str]:

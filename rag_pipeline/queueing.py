@@ -52,7 +52,9 @@ def cancel_run(runtime: Runtime, run_id: str) -> None:
     if run.state not in ("queued", "running"):
         raise UsageError(f"run {run_id} has ended already: rag status --run {run_id} tells how")
     with dagster_instance(runtime) as instance:
-        if not instance.run_coordinator.cancel_run(run_id):
+        # Where its process listens. Dagster would call a run without it canceled, and leave it at work.
+        launched = ".dagster/grpc_info" in instance.get_run_by_id(run_id).tags
+        if (run.state == "running" and not launched) or not instance.run_coordinator.cancel_run(run_id):
             raise UsageError(f"run {run_id} was not launched by the daemon: end it with Ctrl-C where it runs")
 
 

@@ -70,7 +70,7 @@ def photograph(chromium: str, address: str, picture: Path, width: int, height: i
         command = [chromium, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={profile}"]
         shape = [f"--window-size={width},{height}", f"--force-device-scale-factor={SCALE}"]
         shot = ["--virtual-time-budget=30000", f"--screenshot={picture}", address]
-        subprocess.run([*command, *shape, *shot], check=True, capture_output=True, timeout=120)
+        subprocess.run([*command, *shape, *shot], check=True, capture_output=True, timeout=300)
 
 
 if __name__ == "__main__":

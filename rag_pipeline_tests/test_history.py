@@ -75,12 +75,14 @@ def test_folders_of_runs_that_are_no_more_go(rag, handbook, tmp_path, parsing_in
 
 
 def test_rows_that_killed_runs_left_go(rag):
-    with rag.runtime().connect() as connection:
+    with dagster_instance(rag.runtime()), rag.runtime().connect() as connection:
+        connection.execute("INSERT INTO rag.step_output (run_id, step_key, name, value) VALUES ('r', 's', 'n', '{}')")
         for run_id in ("old", "new"):
             RunProgress(connection, run_id, "handbook", print).stage("raw_files", "files")
         connection.execute("UPDATE rag.run_progress SET at = now() - interval '2 days' WHERE run_id = 'old'")
         delete_rows(connection)
         assert connection.execute("SELECT run_id FROM rag.run_progress").fetchall() == [("new",)]
+        assert connection.execute("SELECT run_id FROM rag.step_output WHERE run_id = 'r'").fetchall() == []
         connection.execute("DELETE FROM rag.run_progress")
 
 

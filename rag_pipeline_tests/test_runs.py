@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from dagster import DagsterRunStatus, RunsFilter
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core.errors import UsageError
@@ -97,6 +98,23 @@ def test_a_done_run_tells_what_ingest_told(rag, client, handbook, parsing_in_pro
     assert rag.done("status", "--run", told["run_id"]).out.splitlines()[1] == "handbook: 3 files, 3 added"
 
 
+def test_a_run_in_a_terminal_is_ended_there(rag, server, handbook):
+    answers = threading.Event()
+
+    def wait(request: Request) -> None:
+        answers.wait(60)
+
+    server.intercept = wait
+    process = rag.start("ingest", handbook)
+    eventually(lambda: server.requests or process.poll() is not None, 60)
+    run_id = rag.done("status", "handbook", "--json").json["last_run"]["run_id"]
+    assert "end it with Ctrl-C where it runs" in rag("cancel", run_id).reason
+    assert state(rag, run_id)["state"] == "running"
+    answers.set()
+    assert Done.of(process).status == 0
+    assert state(rag, run_id)["state"] == "done"
+
+
 def newest_run(rag: Command, name: str) -> dict:
     return state(rag, rag.done("status", name, "--json").json["last_run"]["run_id"])
 
@@ -155,6 +173,10 @@ def test_progress_is_a_row_now_and_then(rag, monkeypatch):
 
 @pytest.fixture
 def daemon(rag: Command) -> Iterator[subprocess.Popen]:
+    """A daemon with nothing to do."""
+    with dagster_instance(rag.runtime()) as instance:
+        for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED])):
+            instance.report_run_canceled(run)
     process = rag.start("up", "--daemon-only", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield process
     if process.poll() is None:
@@ -167,7 +189,7 @@ def test_the_daemon_executes_what_is_queued_and_a_run_under_way_can_be_canceled(
 ):
     rag.done("collection", "add", "handbook", "--source", handbook)
     first = rag.done("ingest", "handbook", "--queue").out.strip()
-    eventually(lambda: state(rag, first)["state"] not in ("queued", "running"), 120)
+    eventually(lambda: state(rag, first)["state"] not in ("queued", "running"), 240)
     run = state(rag, first)
     # Beside it the sensor may have asked for one.
     assert (run["state"], run["result"]["files"]["seen"], run["result"]["chunks"]["total"]) == ("done", 3, 3), run
@@ -182,9 +204,9 @@ def test_the_daemon_executes_what_is_queued_and_a_run_under_way_can_be_canceled(
     server.intercept = wait
     (handbook / "more.txt").write_text("Bicycles are lent at the gate.")
     second = rag.done("ingest", "handbook", "--queue").out.strip()
-    eventually(lambda: state(rag, second)["stage"] == "cached_embeddings", 120)
+    eventually(lambda: state(rag, second)["stage"] == "cached_embeddings", 240)
     rag.done("cancel", second)
-    eventually(lambda: state(rag, second)["state"] == "canceled", 30)
+    eventually(lambda: state(rag, second)["state"] == "canceled", 60)
     answers.set()
     server.intercept = lambda request: None
     # The collection is free, and what was done is kept.

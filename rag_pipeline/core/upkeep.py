@@ -3,7 +3,7 @@
 from psycopg import Connection, sql
 
 from rag_pipeline.core.collections import list_all
-from rag_pipeline.core.indexing import drop_retired
+from rag_pipeline.core.garbage import reclaim_space
 
 
 def tidy(connection: Connection) -> int:
@@ -14,7 +14,7 @@ def tidy(connection: Connection) -> int:
     count = "SELECT count(*) FROM rag.vector_index WHERE retired_at IS NOT NULL"
     (before,) = connection.execute(count).fetchone()
     for collection in list_all(connection):
-        drop_retired(connection, collection.name)
+        reclaim_space(connection, collection.name)
     (after,) = connection.execute(count).fetchone()
     for schema, table in connection.execute(
         """SELECT schemaname, relname FROM pg_stat_user_tables
