@@ -43,13 +43,21 @@ class Rag:
         """
         return cls(Runtime(Settings.from_environment()))
 
-    def search(self, collection: str | Sequence[str], query: str, k: int = 5, mode: str = "hybrid") -> Hits:
+    def search(
+        self,
+        collection: str | Sequence[str],
+        query: str,
+        k: int = 5,
+        mode: str = "hybrid",
+        filters: Sequence[str] = (),
+    ) -> Hits:
         """The k best hits, by `mode`: hybrid, vector or text. Several collections are ranked alone and fused.
 
+        `filters` are written as on the command line: ["path=guides/**", "modified>=2024-01-31", "author=*Knuth*"].
         Without an embedding provider a hybrid search falls back to text and says so in `degraded`.
         Raises UsageError for what cannot be searched, ProviderError when mode vector has no provider.
         """
-        return self._searcher.search(_names(collection), query, k, mode)
+        return self._searcher.search(_names(collection), query, k, mode, filters)
 
     @overload
     def ask(
@@ -77,7 +85,7 @@ class Rag:
 
         Raises what `search` raises, and ProviderError when nothing was found by words alone.
         """
-        hits = self.search(collection, question, k)
+        hits = self._searcher.search(_names(collection), question, k, merged=True)
         if hits.degraded and not hits:
             raise ProviderError(hits.degraded)
         return hits

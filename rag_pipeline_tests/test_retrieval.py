@@ -12,7 +12,8 @@ import pytest
 from rag_pipeline.core import collections
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.indexing import active_index
-from rag_pipeline.core.retrieval import BM25_B, BM25_K1, RRF_K, Searcher
+from rag_pipeline.core.ranking import BM25_B, BM25_K1, NEIGHBOUR_WEIGHT, VECTOR_WEIGHT
+from rag_pipeline.core.retrieval import Searcher
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
@@ -103,14 +104,40 @@ def test_a_text_search_ranks_by_bm25_whatever_was_edited_and_deleted_before(frui
         assert ranks == sorted(ranks, key=lambda path: -found[path])
 
 
-def test_a_hybrid_search_fuses_both_by_reciprocal_rank(fruit):
-    query = "sweet bananas"
-    ranks = {mode: {hit.path: hit.rank for hit in fruit.search(query, mode=mode)} for mode in ("vector", "text")}
-    for hit in fruit.search(query):
-        assert hit.score == pytest.approx(
-            sum(1 / (RRF_K + ranks[mode][hit.path]) for mode in ranks if hit.path in ranks[mode])
+def spread(scores: dict[str, float]) -> dict[str, float]:
+    """Scores from 0 (the least) to 1 (the most)."""
+    least, most = min(scores.values()), max(scores.values())
+    return {path: (score - least) / (most - least) if most > least else 1.0 for path, score in scores.items()}
+
+
+def test_a_hybrid_search_weighs_both_scores(fruit):
+    for query in ("sweet bananas", "bananas grow on trees", "red"):
+        vector, text = (
+            spread({hit.path: hit.score for hit in fruit.search(query, mode=mode)}) for mode in ("vector", "text")
         )
-    assert {hit.path for hit in fruit.search(query)} == set(SENTENCES)
+        expected = {
+            path: VECTOR_WEIGHT * vector[path] + (1 - VECTOR_WEIGHT) * text.get(path, 0.0) for path in SENTENCES
+        }
+        hits = fruit.search(query)
+        assert {hit.path: hit.score for hit in hits} == pytest.approx(expected)
+        assert [hit.score for hit in hits] == sorted(expected.values(), reverse=True)
+
+
+def test_a_chunk_is_judged_with_its_neighbours(pipeline):
+    """One paragraph a chunk: the middle one of three that say the word stands above one that is alone with it."""
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    for path, paragraphs in {"a.txt": ("apple", "apple", "apple"), "b.txt": ("pear", "apple", "plum")}.items():
+        text = (f"{path[0]}{number} {word} {' '.join(words)}" for number, word in enumerate(paragraphs))
+        pipeline.write(path, "\n\n".join(text))
+    pipeline.change(chunk_tokens=18, chunk_overlap=0, text_search="simple")
+    pipeline.run()
+    hits = pipeline.search("apple", mode="text")
+    scores = {hit.content.split()[0]: hit.score for hit in hits}
+    alone = scores["a1"]
+    assert scores == pytest.approx(
+        {"a0": alone, "a1": alone, "a2": alone, "b1": alone / (1 + 2 * NEIGHBOUR_WEIGHT)}, rel=1e-3
+    )
+    assert [hit.path for hit in hits] == ["a.txt", "a.txt", "a.txt", "b.txt"]
 
 
 def test_k_limits_the_hits_and_may_be_more_than_there_are(fruit):

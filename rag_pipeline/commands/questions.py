@@ -18,15 +18,22 @@ SHOWN = 10
 @click.argument("query")
 @click.option("-k", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many hits.")
 @click.option("--mode", type=click.Choice(["hybrid", "vector", "text"]), default="hybrid", show_default=True)
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="FIELD=GLOB",
+    help="Only documents that pass: path='guides/**', 'modified>=2024-01-31', author='*Knuth*'. May be repeated.",
+)
 @as_json
 @click.pass_obj
-def search(runtime: Runtime, name: str, query: str, k: int, mode: str, as_json: bool) -> None:
-    """The chunks nearest to a question. NAME may be several collections: a,b."""
+def search(runtime: Runtime, name: str, query: str, k: int, mode: str, filters: tuple[str, ...], as_json: bool) -> None:
+    """The chunks nearest to a question; what it says in quotes must stand so. NAME may be several collections: a,b."""
     from rag_pipeline.client import Rag
     from rag_pipeline.printing import print_hits
 
     with Rag(runtime) as rag:
-        hits = rag.search(name.split(","), query, k=k, mode=mode)
+        hits = rag.search(name.split(","), query, k=k, mode=mode, filters=filters)
     if as_json:
         print_json(
             {

@@ -25,6 +25,9 @@ FULL_PRECISION_DIMENSIONS = 2000
 # How often a build that lasts is asked how far it is.
 SECONDS_BETWEEN_LOOKS = 0.5
 
+# The form in which `rag.terms` writes now (sql/0004_search.sql). An index whose rows are in another is built anew.
+TERMS_FORM = 2
+
 # Below this, extending the live graph is quicker than thinking about it.
 SMALL_INDEX = 1000
 
@@ -39,6 +42,7 @@ class VectorIndex:
     dimensions: int
     precision: str
     text_search: str
+    terms_form: int
     m: int
     ef_construction: int
     rows: int
@@ -236,8 +240,8 @@ def _living(connection: Connection, name: str) -> list[VectorIndex]:
     """The collection's indexes that are not retired: the newest first."""
     with connection.cursor(row_factory=class_row(VectorIndex)) as cursor:
         return cursor.execute(
-            """SELECT v.id, v.collection, v.model, v.dimensions, v.precision, v.text_search::text, v.m,
-                      v.ef_construction, v.rows, v.dead_rows, v.id IS NOT DISTINCT FROM c.active_index AS active
+            """SELECT v.id, v.collection, v.model, v.dimensions, v.precision, v.text_search::text, v.terms_form,
+                      v.m, v.ef_construction, v.rows, v.dead_rows, v.id IS NOT DISTINCT FROM c.active_index AS active
                FROM rag.vector_index v JOIN rag.collection c ON c.name = v.collection
                WHERE v.collection = %s AND v.retired_at IS NULL ORDER BY v.id DESC""",
             [name],
@@ -253,6 +257,7 @@ def _shape(collection: Collection, model: EmbeddingModel) -> dict[str, object]:
         "dimensions": model.dimensions,
         "precision": "half" if half else "full",
         "text_search": settings.text_search,
+        "terms_form": TERMS_FORM,
         "m": settings.hnsw_m,
         "ef_construction": settings.hnsw_ef_construction,
     }
@@ -274,9 +279,10 @@ def _begin(connection: Connection, name: str, shape: dict[str, object]) -> Vecto
     """A new, empty partition. Made apart and attached, which lets readers of other collections pass."""
     with connection.transaction():
         (index_id,) = connection.execute(
-            """INSERT INTO rag.vector_index (collection, model, dimensions, precision, text_search, m, ef_construction)
-               VALUES (%(collection)s, %(model)s, %(dimensions)s, %(precision)s, %(text_search)s::regconfig, %(m)s,
-                       %(ef_construction)s) RETURNING id""",
+            """INSERT INTO rag.vector_index
+                   (collection, model, dimensions, precision, text_search, terms_form, m, ef_construction)
+               VALUES (%(collection)s, %(model)s, %(dimensions)s, %(precision)s, %(text_search)s::regconfig,
+                       %(terms_form)s, %(m)s, %(ef_construction)s) RETURNING id""",
             {"collection": name, **shape},
         ).fetchone()
         table = sql.Identifier("rag", f"indexed_chunk_{index_id}")

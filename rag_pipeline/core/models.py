@@ -3,9 +3,46 @@
 Prices are in US dollars per million tokens, as listed at https://developers.openai.com/api/docs/pricing in 2026.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from rag_pipeline.core.errors import UsageError
+
+# The languages of PostgreSQL's own text-search configurations, as ISO 639-1 codes.
+TEXT_SEARCH_LANGUAGES = {
+    "arabic": "ar",
+    "armenian": "hy",
+    "basque": "eu",
+    "catalan": "ca",
+    "danish": "da",
+    "dutch": "nl",
+    "english": "en",
+    "estonian": "et",
+    "finnish": "fi",
+    "french": "fr",
+    "german": "de",
+    "greek": "el",
+    "hindi": "hi",
+    "hungarian": "hu",
+    "indonesian": "id",
+    "irish": "ga",
+    "italian": "it",
+    "lithuanian": "lt",
+    "nepali": "ne",
+    "norwegian": "no",
+    "portuguese": "pt",
+    "romanian": "ro",
+    "russian": "ru",
+    "serbian": "sr",
+    "spanish": "es",
+    "swedish": "sv",
+    "tamil": "ta",
+    "turkish": "tr",
+    "yiddish": "yi",
+}
+
+# Chinese, Japanese and Korean characters.
+CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 UNKNOWN_INPUT_TOKENS = 8192
 UNKNOWN_CONTEXT_TOKENS = 8192
@@ -35,6 +72,16 @@ class EmbeddingModel:
     def provider_name(self) -> str:
         """The name as the provider knows it."""
         return self.name.partition("/")[2]
+
+    def understands(self, question: str, text_search: str) -> bool:
+        """Whether the model knows the language of a question to a collection with this text-search configuration; True
+        where that cannot be told."""
+        if self.languages is None:
+            return True
+        if CJK.search(question):
+            return bool(self.languages & {"zh", "ja", "ko"})
+        language = TEXT_SEARCH_LANGUAGES.get(text_search)
+        return language is None or language in self.languages
 
     def cost(self, tokens: int) -> float | None:
         """The price of embedding so many tokens in US dollars; None where the price is not known."""

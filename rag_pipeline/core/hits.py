@@ -1,0 +1,207 @@
+"""What a search finds, and what becomes of hits that say the same or stand next to each other."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
+
+from rag_pipeline.core.tokens import count_tokens
+
+if TYPE_CHECKING:
+    import pandas
+
+# Reciprocal rank fusion's constant, from Cormack, Clarke and Buettcher, SIGIR 2009.
+RRF_K = 60
+
+PATHS_SHOWN = 20
+
+# Texts are near-identical when they share this part of their runs of three words (Broder, "On the resemblance and
+# containment of documents", 1997). A page changed in one word of fifty shares 0.89.
+NEAR_IDENTICAL = 0.8
+SHINGLE = 3
+
+# A word; where words are not parted by spaces, a character.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]|\w+")
+
+
+@dataclass(frozen=True)
+class AlsoIn:
+    """Where else the same content is: how many other documents, and the first paths of those."""
+
+    count: int
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A unique published content, at the first place it stands: the span [start, end) of that document's text."""
+
+    rank: int
+    score: float
+    collection: str
+    path: str
+    page: int | None
+    heading: tuple[str, ...]
+    start: int
+    end: int
+    tokens: int
+    content: str
+    also_in: AlsoIn
+
+
+@dataclass(frozen=True)
+class Hits(Sequence[Hit]):
+    """What a search found, best first. `degraded` says why it is less than was asked for, if it is.
+
+    `question_tokens` is what the provider billed for the question; 0 where its embedding was cached.
+    """
+
+    collection: str
+    query: str
+    mode: str
+    hits: tuple[Hit, ...]
+    degraded: str | None = None
+    question_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, position):
+        return self.hits[position]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a hit, its columns the fields of a hit."""
+        import pandas
+
+        return pandas.DataFrame([vars(hit) for hit in self.hits], columns=list(Hit.__dataclass_fields__))
+
+
+def fuse(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """The hits of several collections by reciprocal rank: their scores come from different models and do not compare.
+
+    Content that several collections have is one hit, at its place in the collection that ranks it best.
+    """
+    ranked = sorted((hit for hits in rankings for hit in hits), key=lambda hit: hit.rank)
+    fused: dict[str, Hit] = {}
+    for hit in ranked:
+        score = 1 / (RRF_K + hit.rank)
+        first = fused.get(hit.content)
+        if first is None:
+            fused[hit.content] = replace(hit, score=score)
+        elif first.collection == hit.collection:
+            fused[hit.content] = _absorb(first, hit)
+        else:
+            fused[hit.content] = replace(_absorb(first, hit), score=first.score + score)
+    return _numbered(sorted(fused.values(), key=lambda hit: -hit.score))
+
+
+def distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
+    """The k best hits that are not near-identical to a better one; those that are come after them, where k is not full,
+    and are named in `also_in` of the better one, where it is."""
+    kept: list[Hit] = []
+    alike: list[tuple[int, Hit]] = []
+    sizes: list[int] = []
+    holders: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for hit in hits:
+        shingles = _shingles(hit.content)
+        common = Counter(position for shingle in shingles for position in holders.get(shingle, ()))
+        better = next(
+            (
+                position
+                for position, number in sorted(common.items())
+                if number >= NEAR_IDENTICAL * (sizes[position] + len(shingles) - number)
+            ),
+            None,
+        )
+        if better is not None:
+            alike.append((better, hit))
+            continue
+        for shingle in shingles:
+            holders[shingle].append(len(kept))
+        sizes.append(len(shingles))
+        kept.append(hit)
+    room = max(0, k - len(kept))
+    for better, hit in alike[room:]:
+        kept[better] = _absorb(kept[better], hit)
+    return _numbered([*kept[:k], *(hit for _, hit in alike[:room])])
+
+
+def merge(hits: Sequence[Hit], read: Callable[[Hit, int], str]) -> list[Hit]:
+    """Hits of one document that overlap, touch, or are parted by white space alone, made one: with the rank and
+    score of the best of them, the page of the first, and the headings they share.
+
+    `read(hit, end)` gives the text of the hit's document from the hit's start to `end`.
+    """
+    merged = []
+    for _, group in groupby(sorted(hits, key=_place), key=lambda hit: (hit.collection, hit.path)):
+        runs: list[list[Hit]] = []
+        neighbours = list(group)
+        text = read(neighbours[0], max(hit.end for hit in neighbours)) if len(neighbours) > 1 else ""
+        offset = neighbours[0].start
+        reached = None
+        for hit in neighbours:
+            if reached is not None and not text[reached - offset : hit.start - offset].strip():
+                runs[-1].append(hit)
+                reached = max(reached, hit.end)
+            else:
+                runs.append([hit])
+                reached = hit.end
+        merged += [_joined(run, text, offset) if len(run) > 1 else run[0] for run in runs]
+    return sorted(merged, key=lambda hit: hit.rank)
+
+
+def _joined(run: list[Hit], text: str, offset: int) -> Hit:
+    best = min(run, key=lambda hit: hit.rank)
+    end = max(hit.end for hit in run)
+    content = text[run[0].start - offset : end - offset]
+    heading = run[0].heading
+    for one, other in pairwise(run):
+        heading = _common(heading, _common(one.heading, other.heading))
+    return replace(
+        best,
+        page=run[0].page,
+        heading=heading,
+        start=run[0].start,
+        end=end,
+        tokens=count_tokens(content),
+        content=content,
+    )
+
+
+def _place(hit: Hit) -> tuple[str, str, int, int]:
+    return hit.collection, hit.path, hit.start, hit.end
+
+
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """The headings that both begin with."""
+    same = 0
+    while same < min(len(one), len(other)) and one[same] == other[same]:
+        same += 1
+    return one[:same]
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    words = [word.lower() for word in WORD.findall(text)]
+    if len(words) < SHINGLE:
+        return {tuple(words)}
+    return set(zip(*(words[start:] for start in range(SHINGLE)), strict=False))
+
+
+def _absorb(hit: Hit, other: Hit) -> Hit:
+    """The hit, with the places of the other in its `also_in`; those in another collection as COLLECTION/PATH."""
+    prefix = "" if other.collection == hit.collection else f"{other.collection}/"
+    known = {"" if prefix else hit.path, *hit.also_in.paths}
+    others = [prefix + path for path in (other.path, *other.also_in.paths)]
+    new = [path for path in dict.fromkeys(others) if path not in known]
+    unnamed = other.also_in.count - len(other.also_in.paths)
+    return replace(
+        hit,
+        also_in=AlsoIn(hit.also_in.count + len(new) + unnamed, (*hit.also_in.paths, *new)[:PATHS_SHOWN]),
+    )
+
+
+def _numbered(hits: Sequence[Hit]) -> list[Hit]:
+    return [replace(hit, rank=rank) for rank, hit in enumerate(hits, 1)]

@@ -1,0 +1,224 @@
+"""The one statement of a search: both legs over a vector index, their fusion, and where the best chunks stand.
+
+The figures that chose the constants are in docs/benchmarks.md.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from psycopg import sql
+
+from rag_pipeline.core.filters import Condition
+from rag_pipeline.core.indexing import VectorIndex
+
+# BM25's constants, as Lucene has them.
+BM25_K1, BM25_B = 1.2, 0.75
+
+# So many chunks with the question's rarest words are ranked by all its words. On SciFact 200 do as well as all 5,183.
+CANDIDATES = 2000
+
+# How many of each leg are fused, at least: a chunk that both legs rank low can still come out on top.
+DEPTH = 100
+
+# What the vector leg counts for in the fusion, the text leg the rest to 1; the second where the model does not know the
+# language.
+VECTOR_WEIGHT, FOREIGN_VECTOR_WEIGHT = 0.4, 0.2
+
+# What each neighbour in the document counts for beside the chunk itself.
+NEIGHBOUR_WEIGHT = 0.25
+
+PATHS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one collection is searched for. Without a vector there is no vector leg; `text` says whether there is a text
+    leg. Each of `phrases` must stand in a chunk as it is. Only documents that pass `condition` count."""
+
+    query: str
+    vector: np.ndarray | None
+    text: bool
+    vector_weight: float
+    phrases: list[str]
+    condition: Condition
+    limit: int
+
+    @property
+    def depth(self) -> int:
+        """How many each leg hands to the fusion."""
+        return max(self.limit, DEPTH)
+
+    def parameters(self, index: VectorIndex) -> dict[str, object]:
+        """What `statement` binds."""
+        return {
+            "collection": index.collection,
+            "text_search": index.text_search,
+            "query": self.query,
+            "vector": self.vector,
+            "vector_weight": self.vector_weight,
+            "phrases": self.phrases,
+            "depth": self.depth,
+            "limit": self.limit,
+            "k1": BM25_K1,
+            "b": BM25_B,
+            "candidates": CANDIDATES,
+            "neighbour_weight": NEIGHBOUR_WEIGHT,
+            "paths_shown": PATHS_SHOWN,
+            **self.condition.parameters,
+        }
+
+
+def statement(index: VectorIndex, wanted: Wanted, *, exact: bool = False) -> sql.Composed:
+    """The best chunks, best first: score, place, text, and where else they stand. Bind `wanted.parameters(index)`.
+
+    The legs test what is published, and the filters, before their LIMIT: a row of the index that no such document holds
+    is no hit. `exact` compares every row with the question's vector, where the HNSW graph gives up after some.
+    """
+    legs = []
+    if wanted.vector is not None:
+        legs.append(sql.SQL("vector_leg AS MATERIALIZED ({})").format(_vector_leg(index, wanted, exact)))
+    if wanted.text:
+        legs.append(sql.SQL("text_leg AS MATERIALIZED ({})").format(_text_leg(index, wanted)))
+    if len(legs) == 2:
+        fused, ranked = _FUSED, _WITH_NEIGHBOURS
+    elif wanted.text:
+        fused, ranked = sql.SQL("SELECT content_hash, score FROM text_leg"), _WITH_NEIGHBOURS
+    else:
+        fused, ranked = sql.SQL("SELECT content_hash, score FROM vector_leg"), sql.SQL("SELECT * FROM fused")
+    return sql.SQL(
+        """WITH {legs},
+                fused AS MATERIALIZED ({fused}),
+                best AS MATERIALIZED (SELECT * FROM ({ranked}) AS ranked
+                                      ORDER BY score DESC, content_hash LIMIT %(limit)s)
+           SELECT best.score, place.path, place.first_page AS page, place.headings, place.span_start, place.span_end,
+                  place.tokens, elsewhere.number, elsewhere.paths,
+                  substring(i.input FROM char_length(place.prefix) + 1 FOR place.span_end - place.span_start) AS content
+           FROM best
+           JOIN rag.indexed_chunk i ON i.index_id = {index} AND i.content_hash = best.content_hash
+           CROSS JOIN LATERAL (
+               SELECT d.path, c.* FROM rag.token_chunk c
+               JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key
+               WHERE c.collection = %(collection)s AND c.content_hash = best.content_hash AND {condition}
+               ORDER BY d.path, c.ordinal LIMIT 1) AS place
+           CROSS JOIN LATERAL (
+               SELECT count(*) AS number, (array_agg(path ORDER BY path))[:%(paths_shown)s] AS paths
+               FROM (SELECT DISTINCT d.path FROM rag.token_chunk c
+                     JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key
+                     WHERE c.collection = %(collection)s AND c.content_hash = best.content_hash
+                           AND d.path <> place.path) AS others) AS elsewhere
+           ORDER BY best.score DESC, best.content_hash"""
+    ).format(
+        legs=sql.SQL(", ").join(legs),
+        fused=fused,
+        ranked=ranked,
+        index=sql.Literal(index.id),
+        condition=wanted.condition.test,
+    )
+
+
+# A convex combination of both legs' scores, each spread over 0 to 1 from the leg's last to its first; a chunk that a
+# leg has not found gets nothing from it. (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
+# Retrieval", ACM TOIS 2023.)
+_FUSED = sql.SQL(
+    """SELECT content_hash, sum(weight * coalesce((score - least) / nullif(most - least, 0), 1)) AS score
+       FROM (SELECT content_hash, score, %(vector_weight)s AS weight, min(score) OVER () AS least,
+                    max(score) OVER () AS most
+             FROM vector_leg
+             UNION ALL
+             SELECT content_hash, score, 1 - %(vector_weight)s, min(score) OVER (), max(score) OVER ()
+             FROM text_leg) AS legs
+       GROUP BY content_hash"""
+)
+
+# A chunk is judged with its neighbours: the mean of its own score and those of the chunks before and after it, which
+# count less. A neighbour that was not found counts 0, one that the document has not is left out.
+_WITH_NEIGHBOURS = sql.SQL(
+    """SELECT f.content_hash,
+              (f.score + %(neighbour_weight)s * coalesce(around.score, 0))
+              / (1 + %(neighbour_weight)s * ((place.ordinal > 0)::int + (place.ordinal < place.chunks - 1)::int))
+              AS score
+       FROM fused f
+       CROSS JOIN LATERAL (
+           SELECT c.chunk_key, c.ordinal, k.chunks FROM rag.token_chunk c
+           JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key
+           JOIN rag.chunking k ON k.collection = c.collection AND k.chunk_key = c.chunk_key
+           WHERE c.collection = %(collection)s AND c.content_hash = f.content_hash
+           ORDER BY d.path, c.ordinal LIMIT 1) AS place
+       CROSS JOIN LATERAL (
+           SELECT sum(n.score) AS score FROM rag.token_chunk c JOIN fused n ON n.content_hash = c.content_hash
+           WHERE c.collection = %(collection)s AND c.chunk_key = place.chunk_key
+                 AND c.ordinal IN (place.ordinal - 1, place.ordinal + 1)) AS around"""
+)
+
+# The phrases as one query; null where there is none but stop words.
+_PHRASES = sql.SQL(
+    """(SELECT string_agg(phrase::text, ' & ')::tsquery
+        FROM unnest(%(phrases)s::text[]) AS quoted, rag.phrase_query(%(text_search)s::regconfig, quoted) AS phrase)"""
+)
+
+
+def _published(wanted: Wanted) -> sql.Composed:
+    """Tests that a published document which passes the filters holds the row `i`."""
+    return sql.SQL(
+        """EXISTS (SELECT FROM rag.token_chunk c
+                   JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key
+                   WHERE c.collection = %(collection)s AND c.content_hash = i.content_hash AND {condition})"""
+    ).format(condition=wanted.condition.test)
+
+
+def _vector_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
+    """The chunks nearest to the question by cosine. `exact` orders by what is equal to the distance and no HNSW graph
+    knows."""
+    distance = sql.SQL("i.embedding::{kind}({dimensions}) <=> %(vector)s::{kind}({dimensions})").format(
+        kind=sql.SQL("halfvec" if index.precision == "half" else "vector"), dimensions=sql.Literal(index.dimensions)
+    )
+    return sql.SQL(
+        """SELECT content_hash, 1 - distance AS score
+           FROM (SELECT i.content_hash, {distance} AS distance FROM rag.indexed_chunk i
+                 WHERE i.index_id = {index} AND {published} {phrases}
+                 ORDER BY {order} LIMIT %(depth)s) AS nearest"""
+    ).format(
+        distance=distance,
+        index=sql.Literal(index.id),
+        published=_published(wanted),
+        phrases=sql.SQL("AND coalesce(i.terms @@ {}, true)").format(_PHRASES) if wanted.phrases else sql.SQL(""),
+        order=sql.SQL("({}) + 0").format(distance) if exact else distance,
+    )
+
+
+def _text_leg(index: VectorIndex, wanted: Wanted) -> sql.Composed:
+    """The chunks that say the question's words, ranked by BM25 (Robertson and Zaragoza, 2009; idf as in Lucene).
+
+    Every chunk with one of the rarest words (or with the phrases, where there are any) is ranked, by all the words:
+    common ones alone make no good hit, and reading half of a collection to find that out would be dear.
+    """
+    return sql.SQL(
+        """WITH size AS MATERIALIZED (
+               SELECT rows, greatest(words, 1)::float8 / greatest(rows, 1) AS usual_length
+               FROM rag.vector_index WHERE id = {index}),
+           word AS MATERIALIZED (
+               SELECT rag.term_query(lexeme) AS query, ln(1 + (rows - chunks + 0.5) / (chunks + 0.5)) AS idf,
+                      sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
+                      row_number() OVER (ORDER BY chunks, lexeme) AS nth
+               FROM size, unnest(rag.terms(%(text_search)s::regconfig, %(query)s))
+               JOIN rag.index_term t ON t.index_id = {index} AND t.term = lexeme),
+           candidate AS MATERIALIZED (
+               SELECT i.content_hash, i.terms || '' AS terms
+               FROM (SELECT coalesce({phrases}, string_agg(query::text, ' | ')::tsquery) AS wanted FROM word
+                     WHERE nth = 1 OR chunks_so_far <= %(candidates)s) AS rarest
+               JOIN rag.indexed_chunk i ON i.index_id = {index} AND i.terms @@ wanted)
+           SELECT i.content_hash, i.score FROM (
+               SELECT content_hash,
+                      sum(idf * frequency * (%(k1)s + 1)
+                          / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length(terms) / usual_length))) AS score
+               FROM size, candidate, word,
+                    LATERAL (SELECT rag.frequency(terms, query) AS frequency OFFSET 0) AS said
+               WHERE frequency > 0
+               GROUP BY content_hash ORDER BY score DESC, content_hash OFFSET 0) AS i
+           WHERE (SELECT {published})
+           ORDER BY score DESC, content_hash LIMIT %(depth)s"""
+    ).format(
+        index=sql.Literal(index.id),
+        phrases=_PHRASES if wanted.phrases else sql.SQL("NULL::tsquery"),
+        published=_published(wanted),
+    )

@@ -1,0 +1,152 @@
+"""What becomes of hits that say the same or stand next to each other."""
+
+import itertools
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_pipeline.core.hits import AlsoIn, Hit, distinct, fuse, merge
+from rag_pipeline_tests.pipelines import Pipeline
+
+WORDS = [
+    "the",
+    "marmot",
+    "sleeps",
+    "in",
+    "winter",
+    "and",
+    "eats",
+    "grass",
+    "all",
+    "summer",
+    "long",
+    "on",
+    "high",
+    "green",
+    "meadows",
+    "near",
+    "the",
+    "old",
+    "stone",
+    "hut",
+]
+
+
+def hit(rank: int, content: str, path: str = "a.txt", start: int = 0, collection: str = "docs", **more) -> Hit:
+    values = {"page": None, "heading": (), "tokens": 1, "also_in": AlsoIn(0, ()), "score": 1 / rank, **more}
+    return Hit(
+        rank=rank, content=content, path=path, start=start, end=start + len(content), collection=collection, **values
+    )
+
+
+def varied(*changes: int) -> str:
+    """The same sentence thrice over, with a word changed at these places."""
+    words = WORDS * 3
+    for place in changes:
+        words[place] = f"changed{place}"
+    return " ".join(words)
+
+
+def test_near_identical_hits_give_way_and_are_named():
+    hits = [hit(1, varied(), "a"), hit(2, varied(30), "b"), hit(3, "Something else", "c"), hit(4, "A third thing", "d")]
+    best = distinct(hits, 3)
+    assert [(h.rank, h.path) for h in best] == [(1, "a"), (2, "c"), (3, "d")]
+    assert best[0].also_in == AlsoIn(1, ("b",))
+    assert best[1].also_in == AlsoIn(0, ())
+
+
+def test_near_identical_hits_come_back_where_nothing_else_is_left():
+    hits = [hit(1, varied(), "a"), hit(2, varied(30), "b"), hit(3, varied(31), "c"), hit(4, "Something else", "d")]
+    assert [h.path for h in distinct(hits, 3)] == ["a", "d", "b"]
+    assert distinct(hits, 3)[0].also_in == AlsoIn(1, ("c",))
+    assert [h.path for h in distinct(hits, 9)] == ["a", "d", "b", "c"]
+
+
+def test_texts_that_differ_in_much_or_are_short_are_not_near_identical():
+    assert len(distinct([hit(1, varied(), "a"), hit(2, varied(3, 11, 19, 27, 35, 43), "b")], 1)[0].also_in.paths) == 0
+    short = [hit(1, "Apples are red.", "a"), hit(2, "Apples are green.", "b"), hit(3, "red", "c"), hit(4, "green", "d")]
+    assert [h.path for h in distinct(short, 4)] == ["a", "b", "c", "d"]
+
+
+def test_the_same_text_in_one_document_twice_is_not_said_to_be_elsewhere():
+    assert distinct([hit(1, varied(), "a"), hit(2, varied(5), "a", 500)], 1)[0].also_in == AlsoIn(0, ())
+
+
+def test_what_several_collections_have_is_one_hit():
+    one = [hit(1, "alone"), hit(2, "shared", "b.txt", also_in=AlsoIn(1, ("c.txt",)))]
+    other = [hit(1, "shared", "x.txt", collection="second"), hit(2, "more", "y.txt", collection="second")]
+    best = fuse([one, other])
+    assert [(h.collection, h.path) for h in best] == [("second", "x.txt"), ("docs", "a.txt"), ("second", "y.txt")]
+    assert best[0].score == pytest.approx(1 / 61 + 1 / 62)
+    assert best[0].also_in == AlsoIn(2, ("docs/b.txt", "docs/c.txt"))
+
+
+@st.composite
+def a_text_and_its_spans(draw):
+    text = draw(st.text("ab \n.é🦔", min_size=1, max_size=60))
+    spans = draw(
+        st.lists(st.tuples(st.integers(0, len(text) - 1), st.integers(1, 20)), min_size=1, max_size=6, unique=True)
+    )
+    return text, [(start, min(len(text), start + size)) for start, size in spans]
+
+
+@settings(deadline=None)
+@given(a_text_and_its_spans())
+def test_merged_hits_are_spans_and_cover_what_their_parts_covered(case):
+    text, spans = case
+    hits = [hit(rank, text[start:end], "a", start) for rank, (start, end) in enumerate(spans, 1)]
+    merged = merge(hits, lambda first, end: text[first.start : end])
+    covered = {place for start, end in spans for place in range(start, end)}
+    seen = set()
+    for one in merged:
+        assert one.content == text[one.start : one.end]
+        places = set(range(one.start, one.end))
+        assert all(text[place].isspace() for place in places - covered)
+        assert not seen & places
+        seen |= places
+    assert covered <= seen
+    assert [one.rank for one in merged] == sorted(one.rank for one in merged)
+    assert merged[0].rank == 1
+    by_place = sorted(merged, key=lambda one: one.start)
+    for one, other in itertools.pairwise(by_place):
+        assert text[one.end : other.start].strip()
+
+
+def test_an_answer_gets_neighbouring_chunks_as_one_passage(pipeline):
+    pipeline.change(chunk_tokens=24, chunk_overlap=8)
+    paragraphs = "\n\n".join(
+        f"Marmot number {n} sleeps 🦔 in burrow {n} through the whole long winter." for n in range(6)
+    )
+    pipeline.write("a.md", f"# Marmots\n\n## Winter\n\n{paragraphs}\n\n## Summer\n\nMarmots eat grass.")
+    pipeline.write("b.md", "# Zebras\n\nA zebra is no marmot.")
+    pipeline.run()
+    parts = pipeline.rag._searcher.search(["docs"], "marmots in winter", 20)
+    merged = pipeline.rag._searcher.search(["docs"], "marmots in winter", 20, merged=True)
+    assert len(parts) > 6
+    assert {h.path: (h.start, h.end) for h in merged}.keys() == {"a.md", "b.md"}
+    for h in merged:
+        text = pipeline.text(h.path)
+        assert (h.content, h.start, h.end) == (text, 0, len(text))
+    assert merged[0].rank == 1
+    assert merged[0].score == parts[0].score
+    assert {h.path: h.heading for h in merged}["a.md"] == ("Marmots",)
+
+
+def test_near_identical_documents_give_way_in_a_search(pipeline, tmp_path):
+    for number in range(4):
+        pipeline.write(f"copy{number}.txt", varied(number))
+    pipeline.write("other.txt", "A marmot, seen once.")
+    pipeline.run()
+    hits = pipeline.search("marmot", 2)
+    assert sorted(h.path[:4] for h in hits) == ["copy", "othe"]
+    (copy,) = [h for h in hits if h.path.startswith("copy")]
+    assert {copy.path, *copy.also_in.paths} == {f"copy{number}.txt" for number in range(4)}
+    with closing(Pipeline(pipeline.runtime, tmp_path / "second", "second")) as second:
+        second.write("same.txt", varied(0))
+        second.run()
+        hits = pipeline.rag.search(["docs", "second"], "marmot", 2)
+        assert len(hits) == 2
+        named = {path for h in hits for path in (h.path, *h.also_in.paths)}
+        assert "other.txt" in named

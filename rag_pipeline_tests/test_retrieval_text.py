@@ -1,0 +1,119 @@
+"""Searching by words: phrases, identifiers as they are typed, languages, and an index in an older form."""
+
+import pytest
+
+from rag_pipeline.core.indexing import TERMS_FORM, active_index
+from rag_pipeline.core.models import embedding_model
+
+# Each beside a text that has the same pieces in another way.
+IDENTIFIERS = {
+    "wal_level": "the level of the wal",
+    "ORA-01555": "01555 of ORA",
+    "v1.2.3": "v1 of 3 and 2",
+    "E_NOTFOUND": "notfound or e",
+    "--allow-mass-removal": "the removal of mass that they allow",
+    "libpq.so.5": "5 so libpq",
+    "pg_catalog.pg_class": "a class of pg in a catalog of pg",
+    "std::vector": "a vector in std",
+    "C++": "the letter c",
+    "node.js": "a js node",
+    "40P01": "p01 of 40",
+}
+
+
+@pytest.fixture
+def identifiers(pipeline):
+    """Every identifier in a document of its own, and its pieces in another."""
+    for number, (identifier, pieces) in enumerate(IDENTIFIERS.items()):
+        pipeline.write(f"{number}-typed.txt", f"This page tells of {identifier}, and of nothing else at all.")
+        pipeline.write(f"{number}-pieces.txt", f"This page tells of {pieces}, and of nothing else at all.")
+    pipeline.run()
+    return pipeline
+
+
+def test_identifiers_are_found_as_they_are_typed(identifiers):
+    for number, identifier in enumerate(IDENTIFIERS):
+        for question in (identifier, f"what is ({identifier.upper()})?"):
+            assert identifiers.search(question, mode="text")[0].path == f"{number}-typed.txt", question
+
+
+def test_pieces_of_identifiers_paths_and_tags_are_words_too(pipeline):
+    pipeline.write(
+        "a.txt", "Set it in /etc/postgresql/pg_hba.conf, or as std::vector<Marmot> at https://example.org/zebra"
+    )
+    pipeline.run()
+    for question in ("hba", "conf", "pg_hba.conf", "marmot", "zebra", "etc", "example.org"):
+        assert pipeline.found(question) == {"a.txt"}, question
+
+
+def test_a_phrase_in_quotes_must_stand_so_in_every_mode(pipeline):
+    pipeline.write("so.txt", "Nobody knew that the exact words matter, said the marmot.")
+    pipeline.write(
+        "other.txt", "Words that are exact matter: exact, exact words. The words exact and matter, marmot marmot."
+    )
+    pipeline.write("none.txt", "A marmot.")
+    pipeline.run()
+    for mode in ("text", "vector", "hybrid"):
+        assert [hit.path for hit in pipeline.search('marmot "exact words matter"', mode=mode)] == ["so.txt"], mode
+        assert [hit.path for hit in pipeline.search('"exact words" “words exact”', mode=mode)] == ["other.txt"], mode
+        assert not pipeline.search('"words nobody exact"', mode=mode), mode
+    # A phrase of stop words says nothing, a single quotation mark is none.
+    assert pipeline.found('marmot "the of"') == pipeline.found('marmot 5"') == {"so.txt", "other.txt", "none.txt"}
+
+
+def test_a_phrase_is_found_though_all_its_words_are_common(pipeline):
+    """More rows have its words than are ranked, and the rarest word of the question stands elsewhere."""
+    for number in range(12):
+        pipeline.write(f"{number}.txt", f"common words here, number{number}")
+    pipeline.write("phrase.txt", "words that are common, and common words too, mind you")
+    pipeline.write("rare.txt", "a rarity")
+    pipeline.run()
+    assert pipeline.found('rarity "and common words too, mind"') == {"phrase.txt"}
+
+
+def test_an_identifier_in_quotes_is_that_identifier(identifiers):
+    assert identifiers.found('"wal_level"') == {"0-typed.txt"}
+
+
+def test_chinese_and_identifiers_in_one_text(pipeline):
+    pipeline.change(text_search="simple")
+    pipeline.write("a.txt", "黑豹队的防守只丢了308分，见ORA-01555错误。")
+    pipeline.write("b.txt", "防守反击。")
+    pipeline.run()
+    assert pipeline.found("防守只丢") == {"a.txt", "b.txt"}
+    assert pipeline.found('"防守只丢"') == {"a.txt"}
+    assert pipeline.found("ORA-01555") == {"a.txt"}
+
+
+def test_a_word_of_any_length_is_indexed(pipeline):
+    pipeline.write("a.txt", "marmot " + "x_" * 3000 + " " + "y" * 3000 + " zebra")
+    pipeline.run()
+    assert pipeline.found("zebra") == pipeline.found("marmot") == {"a.txt"}
+
+
+@pytest.mark.parametrize(
+    ("question", "text_search", "known"),
+    [
+        ("how to", "english", True),
+        ("wie", "german", False),
+        ("how", "simple", True),
+        ("黑豹队", "simple", False),
+        ("黑豹队", "english", False),
+        ("how", "my_own", True),
+    ],
+)
+def test_a_model_knows_its_languages(question, text_search, known):
+    assert embedding_model("local/all-MiniLM-L6-v2").understands(question, text_search) is known
+    assert embedding_model("openai/text-embedding-3-small").understands(question, text_search)
+
+
+def test_an_index_in_an_older_form_is_built_anew_with_the_vectors_it_has(identifiers, server):
+    old = active_index(identifiers.connection, "docs")
+    identifiers.connection.execute("UPDATE rag.vector_index SET terms_form = 1")
+    identifiers.connection.execute("UPDATE rag.indexed_chunk SET terms = to_tsvector('english', 'old')")
+    asked = len(server.requests)
+    assert identifiers.run().published.switched
+    new = active_index(identifiers.connection, "docs")
+    assert (new.id > old.id, new.terms_form, len(server.requests)) == (True, TERMS_FORM, asked)
+    assert identifiers.search("wal_level", mode="text")[0].path == "0-typed.txt"
+    assert not identifiers.run().published.switched
