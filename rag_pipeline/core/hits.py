@@ -1,7 +1,5 @@
 """What a search finds, and what becomes of hits that say the same or stand next to each other."""
 
-import re
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -20,10 +18,9 @@ PATHS_SHOWN = 20
 # Texts are near-identical when they share this part of their runs of three words (Broder, "On the resemblance and
 # containment of documents", 1997). A page changed in one word of fifty shares 0.89.
 NEAR_IDENTICAL = 0.8
-SHINGLE = 3
 
-# A word; where words are not parted by spaces, a character.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]|\w+")
+# No text that parts its words by spaces has longer ones on average.
+LONGEST_WORD = 20
 
 
 @dataclass(frozen=True)
@@ -102,27 +99,16 @@ def distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
     """The k best hits that are not near-identical to a better one; those that are come after them, where k is not full,
     and are named in `also_in` of the better one, where it is."""
     kept: list[Hit] = []
+    shingles: list[set[tuple[str, ...]]] = []
     alike: list[tuple[int, Hit]] = []
-    sizes: list[int] = []
-    holders: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for hit in hits:
-        shingles = _shingles(hit.content)
-        common = Counter(position for shingle in shingles for position in holders.get(shingle, ()))
-        better = next(
-            (
-                position
-                for position, number in sorted(common.items())
-                if number >= NEAR_IDENTICAL * (sizes[position] + len(shingles) - number)
-            ),
-            None,
-        )
-        if better is not None:
+        mine = _shingles(hit.content)
+        better = next((place for place, theirs in enumerate(shingles) if _near_identical(mine, theirs)), None)
+        if better is None:
+            kept.append(hit)
+            shingles.append(mine)
+        else:
             alike.append((better, hit))
-            continue
-        for shingle in shingles:
-            holders[shingle].append(len(kept))
-        sizes.append(len(shingles))
-        kept.append(hit)
     room = max(0, k - len(kept))
     for better, hit in alike[room:]:
         kept[better] = _absorb(kept[better], hit)
@@ -184,10 +170,18 @@ def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
-    words = [word.lower() for word in WORD.findall(text)]
-    if len(words) < SHINGLE:
-        return {tuple(words)}
-    return set(zip(*(words[start:] for start in range(SHINGLE)), strict=False))
+    """The runs of three words; of three characters where spaces part no words."""
+    words: Sequence[str] = text.lower().split()
+    if len(words) * LONGEST_WORD < len(text):
+        words = text
+    return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
+
+
+def _near_identical(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> bool:
+    if min(len(one), len(other)) < NEAR_IDENTICAL * max(len(one), len(other)):
+        return False
+    common = len(one & other)
+    return common >= NEAR_IDENTICAL * (len(one) + len(other) - common)
 
 
 def _absorb(hit: Hit, other: Hit) -> Hit:

@@ -21,7 +21,7 @@ MODES = ("hybrid", "vector", "text")
 # An index may be replaced between reading its id and searching it; a second replacement within milliseconds is not met.
 ATTEMPTS = 3
 
-# So many more than twice k are read: hits for near-identical ones to give way to.
+# So many more than k are read: hits for near-identical ones to give way to.
 SPARE = 10
 
 # Words that must stand as they are quoted.
@@ -48,6 +48,7 @@ class Searcher:
     connection: Connection
     embed: Callable[[str, str, int], tuple[np.ndarray, int, float | None]]
     _questions: dict[tuple[str, str, int], Question] = field(default_factory=dict)
+    _indexes: dict[str, VectorIndex] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Everything about a search is read from one snapshot: hits, their text and where they stand.
@@ -104,10 +105,14 @@ class Searcher:
         raise UsageError(f"collection {','.join(names)} was being replaced: search again")
 
     def _index(self, name: str) -> VectorIndex:
+        """The index that was the active one when last looked at; `_prepare` tests that it is."""
+        if name in self._indexes:
+            return self._indexes[name]
         index = active_index(self.connection, name)
         if index is None or not index.rows:
             source = get(self.connection, name).source
             raise UsageError(f"collection {name} has nothing indexed yet: rag ingest {name} reads {source}")
+        self._indexes[name] = index
         return index
 
     def _question(self, query: str, index: VectorIndex, mode: str) -> Question:
@@ -144,9 +149,10 @@ class Searcher:
                     vector_weight=_vector_weight(index, query),
                     phrases=PHRASE.findall(query),
                     condition=condition(filters),
-                    limit=2 * k + SPARE,
+                    limit=k + SPARE,
                 )
                 if not self._prepare(index, wanted):
+                    self._indexes.clear()
                     return None
                 rankings.append(self._rank(index, wanted, k))
             hits = distinct(rankings[0] if len(rankings) == 1 else fuse(rankings), k)
@@ -168,7 +174,7 @@ class Searcher:
         with self.connection.cursor(row_factory=dict_row) as cursor:
             parameters = wanted.parameters(index)
             rows = cursor.execute(statement(index, wanted), parameters).fetchall()
-            if wanted.vector is not None and len(rows) < min(k, index.rows):
+            if wanted.vector is not None and len(rows) < k:
                 rows = cursor.execute(statement(index, wanted, exact=True), parameters).fetchall()
         return [_hit(rank, index.collection, row) for rank, row in enumerate(rows, 1)]
 

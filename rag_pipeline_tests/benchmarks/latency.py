@@ -84,10 +84,9 @@ def fill(connection: Connection, texts: Texts, number: int) -> VectorIndex:
         ) as copy:
             for place, (content_hash, text, _) in enumerate(rows):
                 ordinal = place % CHUNKS_OF_A_DOCUMENT
-                copy.write_row(
-                    (NAME, key(start + place), ordinal, ordinal * 2000, ordinal * 2000 + len(text), 150, [], "", "")
-                    + (content_hash,)
-                )
+                first = ordinal * 2000
+                span = (ordinal, first, first + len(text))
+                copy.write_row((NAME, key(start + place), *span, 150, [], "", "", content_hash))
     connection.execute(
         """INSERT INTO rag.document
                (collection, path, size, media_type, modified, wanted_parse_key, parse_key, chunk_key)
@@ -115,7 +114,7 @@ def bare(connection: Connection, index: VectorIndex, query: str, vector: np.ndar
         VECTOR_WEIGHT,
         [],
         condition([]),
-        2 * K + SPARE,
+        K + SPARE,
     )
     with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
