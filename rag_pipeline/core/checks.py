@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from psycopg import Connection, sql
 
 from rag_pipeline.core.indexing import VectorIndex
-from rag_pipeline.core.retrieval import DEPTH
+from rag_pipeline.core.ranking import DEPTH
 
 # Recall is measured for the hits that a search shows at first, on so many of the index's own vectors.
 RECALL_HITS = 10
@@ -157,7 +157,7 @@ def recall(connection: Connection, index: VectorIndex) -> float:
         connection.execute(
             """SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true),
                       set_config('enable_seqscan', 'off', true)""",
-            [str(2 * DEPTH)],
+            [str(DEPTH)],
         )
         for vector in _sample(connection, index):
             parameters = {"vector": vector, "k": RECALL_HITS}
