@@ -13,7 +13,10 @@ from rag_pipeline.core.filters import _path_pattern, parse_filters
 
 DOCUMENTS = {
     "guides/start.md": "---\ntitle: Getting started\nauthor: Donald E. Knuth\ndate: 2024-05-01\n---\n\nMarmots start.",
-    "guides/deep/more.md": "---\nauthors: [Ada Lovelace, Grace Hopper]\ndate: 2023-12-31\n---\n\nMarmots go on.",
+    "guides/deep/more.md": (
+        "---\nauthors: [Ada Lovelace, Grace Hopper]\ndate: 2023-12-31\ntags:\n  - alpine\n  - furry\nstage: draft\n---\n\n"
+        "Marmots go on."
+    ),
     "guides/page.html": "<html lang=de><title>Murmeltiere</title><p>Marmots auf Deutsch.</p></html>",
     "notes.txt": "Marmots in plain text.",
 }
@@ -52,6 +55,8 @@ def passing(library, *filters: str, mode: str = "hybrid") -> set[str]:
         (["author=Grace Hopper"], {"guides/deep/more.md"}),
         (["authors=Grace"], set()),
         (["title = Getting*"], {"guides/start.md"}),
+        (["tags=furry"], {"guides/deep/more.md"}),
+        (["stage=final"], set()),
         (["language=de"], {"guides/page.html"}),
         (["created>=2024"], {"guides/start.md"}),
         (["created<=2023-12"], {"guides/deep/more.md"}),
@@ -90,7 +95,9 @@ def test_a_wrong_filter_is_refused_by_name(library, wrong, named):
 
 
 def test_an_unknown_field_is_refused_with_those_there_are(library):
-    with pytest.raises(UsageError, match=r"'colour'.*path, media_type, modified, authors, created, language, title"):
+    with pytest.raises(
+        UsageError, match=r"'colour'.*path, media_type, modified, authors, created, language, stage, tags, title"
+    ):
         passing(library, "colour=red")
     with pytest.raises(UsageError, match="a list"):
         library.rag.search("docs", "marmots", filters="path=a")

@@ -14,12 +14,13 @@ from .encodings import decode
 from .html import read_html
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\r?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S)
+_FRONT_FIELD = re.compile(r"([A-Za-z][\w-]*)\s*:\s*(.*?)\s*")
+_FRONT_ITEM = re.compile(r"\s*-\s+(.+?)\s*")
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 
 
 def parse_markdown(content: bytes, name: str) -> Draft:
-    """CommonMark with tables and strikethrough. Front matter stays, as code; its title, author, date and language are
-    metadata too."""
+    """CommonMark with tables and strikethrough. Front matter stays, as code; its fields are metadata too."""
     from markdown_it import MarkdownIt
 
     decoded = decode(content)
@@ -145,21 +146,18 @@ def _replaced(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
 
 
 def _front_metadata(front: str) -> dict[str, object]:
-    wanted = {
-        "title": "title",
-        "author": "authors",
-        "authors": "authors",
-        "date": "created",
-        "lang": "language",
-        "language": "language",
-    }
+    """The fields of front matter by their names, in small letters; a list in brackets or of lines is one, and so are
+    authors."""
+    names = {"author": "authors", "date": "created", "lang": "language"}
     found: dict[str, object] = {}
+    name = ""
     for line in front.splitlines():
-        key, colon, value = line.partition(":")
-        name = wanted.get(key.strip().lower()) if colon else None
-        value = value.strip().strip("\"'")
-        if name and value:
-            found[name] = (
-                [part.strip().strip("\"'") for part in value.strip("[]").split(",")] if name == "authors" else value
-            )
+        if field := _FRONT_FIELD.fullmatch(line):
+            name, value = names.get(field[1].lower(), field[1].lower()), field[2]
+            if name == "authors" or value.startswith("["):
+                found[name] = [part.strip().strip("\"'") for part in value.strip("[]").split(",")]
+            else:
+                found[name] = value.strip("\"'") or []
+        elif (item := _FRONT_ITEM.fullmatch(line)) and isinstance(found.get(name), list):
+            found[name].append(item[1].strip("\"'"))
     return found
