@@ -14,8 +14,8 @@ from rag_pipeline.core.filters import _path_pattern, parse_filters
 DOCUMENTS = {
     "guides/start.md": "---\ntitle: Getting started\nauthor: Donald E. Knuth\ndate: 2024-05-01\n---\n\nMarmots start.",
     "guides/deep/more.md": (
-        "---\nauthors: [Ada Lovelace, Grace Hopper]\ndate: 2023-12-31\ntags:\n  - alpine\n  - furry\nstage: draft\n---\n\n"
-        "Marmots go on."
+        "---\nauthors: [Ada Lovelace, Grace Hopper]\ndate: 2023-12-31\ntags:\n  - alpine\n  - furry\nstage: draft\n---"
+        "\n\nMarmots go on."
     ),
     "guides/page.html": "<html lang=de><title>Murmeltiere</title><p>Marmots auf Deutsch.</p></html>",
     "notes.txt": "Marmots in plain text.",
