@@ -193,9 +193,6 @@ def test_the_daemon_executes_what_is_queued_and_a_run_under_way_can_be_canceled(
     run = state(rag, first)
     # Beside it the sensor may have asked for one.
     assert (run["state"], run["result"]["files"]["seen"], run["result"]["chunks"]["total"]) == ("done", 3, 3), run
-    # The daemon says that it is there.
-    assert rag.done("ingest", "handbook", "--queue").err == ""
-
     answers = threading.Event()
 
     def wait(request: Request) -> None:
@@ -203,7 +200,10 @@ def test_the_daemon_executes_what_is_queued_and_a_run_under_way_can_be_canceled(
 
     server.intercept = wait
     (handbook / "more.txt").write_text("Bicycles are lent at the gate.")
-    second = rag.done("ingest", "handbook", "--queue").out.strip()
+    queued = rag.done("ingest", "handbook", "--queue")
+    # The daemon says that it is there.
+    assert queued.err == ""
+    second = queued.out.strip()
     eventually(lambda: state(rag, second)["stage"] == "cached_embeddings", 240)
     rag.done("cancel", second)
     eventually(lambda: state(rag, second)["state"] == "canceled", 60)
