@@ -6,6 +6,7 @@ import psycopg
 from rag_pipeline.commands.collections import collection
 from rag_pipeline.commands.common import OrderedGroup
 from rag_pipeline.commands.documents import cancel, demo, forget, ingest, plan, show, status
+from rag_pipeline.commands.keys import key
 from rag_pipeline.commands.questions import ask, evaluate, search
 from rag_pipeline.commands.serving import doctor, down, env, up
 from rag_pipeline.core.errors import RagError
@@ -40,7 +41,7 @@ def main(context: click.Context) -> None:
 for commands in (
     (demo, up, down, doctor, env, collection),
     (plan, ingest, status, cancel, show, forget),
-    (search, ask, evaluate),
+    (search, ask, evaluate, key),
 ):
     for command in commands:
         main.add_command(command)

@@ -1,12 +1,16 @@
 """`Rag`: search and ask from Python, and hand work to the daemon."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 import numpy as np
 
+from rag_pipeline.core.access import require_open
 from rag_pipeline.core.answering import Answer, AnswerStream, answer, stream_answer
+from rag_pipeline.core.audit import Query, QueryLog
 from rag_pipeline.core.collections import get
 from rag_pipeline.core.embedding import embed_question
 from rag_pipeline.core.errors import ProviderError
@@ -27,21 +31,24 @@ class Rag:
             hits = rag.search("handbook", "how do I reset a password?")
             answer = rag.ask("handbook", "how do I reset a password?")
 
-    One thread at a time; a thread of its own takes a `Rag` of its own.
+    With an API key it reads what that is granted and nothing else. One thread at a time; a thread of its own takes a
+    `Rag` of its own.
     """
 
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
-        self._connection = runtime.connect()
+        self._connection = runtime.connect_reader()
         self._searcher = Searcher(self._connection, _embedder(runtime))
+        self._log = QueryLog(runtime.connect_reader)
 
     @classmethod
-    def connect(cls) -> Self:
+    def connect(cls, api_key: str | None = None) -> Self:
         """Connect as the environment says, starting the embedded services where it names no others.
 
-        Raises ServiceError when they cannot be reached.
+        `api_key` comes before the environment's RAG_API_KEY. Raises ServiceError when the services cannot be reached.
         """
-        return cls(Runtime(Settings.from_environment()))
+        settings = Settings.from_environment()
+        return cls(Runtime(replace(settings, api_key=api_key or settings.api_key)))
 
     def search(
         self,
@@ -57,7 +64,10 @@ class Rag:
         Without an embedding provider a hybrid search falls back to text and says so in `degraded`.
         Raises UsageError for what cannot be searched, ProviderError when mode vector has no provider.
         """
-        return self._searcher.search(_names(collection), query, k, mode, filters)
+        started = perf_counter()
+        hits = self._search(collection, query, k, mode, filters)
+        self._record("search", hits, k, hits.question_tokens, hits.cost_usd, started)
+        return hits
 
     @overload
     def ask(
@@ -77,15 +87,20 @@ class Rag:
         With `stream` an iterator of its text as the model writes it, whose `answer` is the whole.
         Raises what `retrieve` and `generate` raise; with `stream`, what the model raises comes from iterating.
         """
+        started = perf_counter()
         hits = self.retrieve(collection, question, k)
-        return stream_answer(question, hits, self._runtime.chat) if stream else self.generate(hits)
+        if not stream:
+            return self._recorded(hits, k, answer(question, hits, self._runtime.chat), started)
+        return stream_answer(
+            question, hits, self._runtime.chat, done=lambda whole: self._recorded(hits, k, whole, started)
+        )
 
     def retrieve(self, collection: str | Sequence[str], question: str, k: int = 5) -> Hits:
         """What `ask` answers from: the k best hits.
 
         Raises what `search` raises, and ProviderError when nothing was found by words alone.
         """
-        hits = self._searcher.search(_names(collection), question, k, merged=True)
+        hits = self._search(collection, question, k, merged=True)
         if hits.degraded and not hits:
             raise ProviderError(hits.degraded)
         return hits
@@ -95,7 +110,8 @@ class Rag:
 
         Raises ProviderError when the chat model does not answer, UsageError for a question too long for it.
         """
-        return answer(hits.query, hits, self._runtime.chat)
+        started = perf_counter()
+        return self._recorded(hits, len(hits), answer(hits.query, hits, self._runtime.chat), started)
 
     def evaluate(
         self,
@@ -118,7 +134,9 @@ class Rag:
         such file. Raises SourceError when it cannot be read, UsageError for a line that is none."""
         from rag_pipeline.core.evaluation import source_questions
 
-        return source_questions(get(self._connection, collection))
+        with self._runtime.connect() as connection:
+            self._runtime.require_grant(connection, collection)
+            return source_questions(get(connection, collection))
 
     def ingest(self, collection: str, *, allow_mass_removal: bool = False) -> str:
         """Ask the daemon to ingest a collection; the id of the run, at once. `run` tells what becomes of it.
@@ -127,21 +145,62 @@ class Rag:
         """
         from rag_pipeline.queueing import queue_runs
 
+        with self._runtime.connect() as connection:
+            self._runtime.require_grant(connection, collection, to_write=True)
         (run_id,) = queue_runs(self._runtime, [collection], "Rag.ingest", allow_mass_removal=allow_mass_removal)
         return run_id
 
     def run(self, run_id: str) -> Run:
         """How far a run is, what it did, or why it failed. Raises UsageError when there is no such run."""
-        return read_run(self._connection, run_id)
+        with self._runtime.connect() as connection:
+            run = read_run(connection, run_id)
+            self._runtime.require_grant(connection, run.collection)
+        return run
 
     def cancel(self, run_id: str) -> None:
         """Cancel a queued run, or end one under way; what it did is kept. Raises UsageError where there is none."""
         from rag_pipeline.queueing import cancel_run
 
+        with self._runtime.connect() as connection:
+            if self._runtime.settings.api_key:
+                self._runtime.require_grant(connection, read_run(connection, run_id).collection, to_write=True)
         cancel_run(self._runtime, run_id)
 
     def close(self) -> None:
+        """End its connections, once what it was asked is recorded."""
+        self._log.close()
         self._connection.close()
+
+    def _search(
+        self,
+        collection: str | Sequence[str],
+        query: str,
+        k: int,
+        mode: str = "hybrid",
+        filters: Sequence[str] = (),
+        *,
+        merged: bool = False,
+    ) -> Hits:
+        if self._runtime.settings.api_key is None:
+            require_open(self._connection)
+        return self._searcher.search(_names(collection), query, k, mode, filters, merged=merged)
+
+    def _recorded(self, hits: Hits, k: int, result: Answer, started: float) -> Answer:
+        self._record("ask", hits, k, result.tokens.total, result.cost_usd, started, result.answered)
+        return result
+
+    def _record(
+        self,
+        kind: str,
+        hits: Hits,
+        k: int,
+        tokens: int,
+        cost_usd: float | None,
+        started: float,
+        answered: bool | None = None,
+    ) -> None:
+        names, seconds = hits.collection.split(","), perf_counter() - started
+        self._log.record(Query(kind, names, hits.query, hits.mode, k, len(hits), tokens, cost_usd, seconds, answered))
 
     def __enter__(self) -> Self:
         return self

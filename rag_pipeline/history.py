@@ -20,6 +20,7 @@ from dagster import (
 )
 from psycopg import Connection
 
+from rag_pipeline.core import audit
 from rag_pipeline.core.upkeep import tidy
 from rag_pipeline.partitions import collections_partitions
 from rag_pipeline.runtime import Runtime
@@ -38,6 +39,7 @@ def prune_runs(context: OpExecutionContext) -> None:
     folders = delete_folders(context.instance, runtime.settings.home / "dagster", before)
     with runtime.connect() as connection:
         delete_rows(connection)
+        audit.prune(connection)
     context.log.info(f"pruned {runs} runs and {folders} folders from before {before:%Y-%m-%d}")
 
 

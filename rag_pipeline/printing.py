@@ -115,6 +115,9 @@ def print_status(status: dict) -> None:
         )
     if run:
         click.echo(f"  last run   {run['status']}, {run['started'] or 'not started'}, {run['run_id']}")
+    for use in status["usage"]:
+        used = f"{use['queries']} queries, {use['tokens']} tokens, last {use['last']}"
+        click.echo(f"  used by    {use['key'] or 'the owner'}: {used}")
     for failure in status["failures"]:
         click.echo(f"  {failure['path']}: {failure['reason']} ({failure['stage']}): {failure['detail']}")
 

@@ -6,13 +6,13 @@ from functools import cached_property
 from psycopg import Connection
 from redis.connection import parse_url
 
-from rag_pipeline.core import collections, database
+from rag_pipeline.core import access, collections, database
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.chatting import ChatProvider, connect_chat
 from rag_pipeline.core.chunking import ChunkSettings, InputLimit
-from rag_pipeline.core.collections import CollectionSettings, chunk_size
+from rag_pipeline.core.collections import Collection, CollectionSettings, chunk_size
 from rag_pipeline.core.embedding import Provider, connect_provider
-from rag_pipeline.core.errors import ServiceError
+from rag_pipeline.core.errors import ServiceError, UsageError
 from rag_pipeline.core.models import EmbeddingModel, embedding_model
 from rag_pipeline.services import start_postgres, start_valkey
 from rag_pipeline.settings import Settings
@@ -46,6 +46,41 @@ class Runtime:
     def connect(self) -> Connection:
         """A connection to the database, closed by whoever asked for it."""
         return database.connect(self.database_url)
+
+    @cached_property
+    def query_database_url(self) -> str:
+        """Where API keys read: a login with the query role's rights alone. Raises ServiceError when there is none."""
+        if self.settings.query_database_url:
+            return self.settings.query_database_url
+        if self.settings.database_url:
+            raise ServiceError(
+                f"API keys read through a login of their own: run {access.CREATE_LOGIN} and set RAG_QUERY_DATABASE_URL"
+            )
+        with self.connect() as connection:
+            return access.embedded_query_url(connection, self.database_url)
+
+    def connect_reader(self) -> Connection:
+        """The connection to search on: bound to what the API key is granted; without a key, the owner's."""
+        if self.settings.api_key:
+            return access.connect_query(self.query_database_url, self.settings.api_key)
+        return self.connect()
+
+    def require_grant(self, connection: Connection, name: str, *, to_write: bool = False) -> None:
+        """Raises UsageError unless the API key, if one is set, may read the collection, or write to it.
+
+        The same whether there is such a collection or not. Without a key the caller is the owner.
+        """
+        if self.settings.api_key and name not in access.allowed(connection, self.settings.api_key, to_write=to_write):
+            right = "write to" if to_write else "read"
+            raise UsageError(f"there is no collection {name} that this API key may {right}")
+
+    def visible_collections(self, connection: Connection, *, to_write: bool = False) -> list[Collection]:
+        """The collections that the API key may read, or write to; every one where none is set."""
+        every = collections.list_all(connection)
+        if self.settings.api_key is None:
+            return every
+        granted = access.allowed(connection, self.settings.api_key, to_write=to_write)
+        return [collection for collection in every if collection.name in granted]
 
     def model(self, settings: CollectionSettings) -> EmbeddingModel:
         return embedding_model(settings.embedding_model, settings.dimensions)

@@ -16,7 +16,7 @@ import redis
 
 from rag_pipeline.services import Services, start_postgres, start_valkey, stop
 
-pytest_plugins = ("rag_pipeline_tests.pipelines", "rag_pipeline_tests.commands")
+pytest_plugins = ("rag_pipeline_tests.pipelines", "rag_pipeline_tests.commands", "rag_pipeline_tests.access_library")
 
 _numbers = itertools.count(1)
 

@@ -39,7 +39,7 @@ INGEST = {
     "index": {"inserted", "deleted", "rows"},
     "seconds": {*STAGES, "total"},
 }
-STATUS = {"collection", "documents", "chunks", "index", "failures", "last_run"}
+STATUS = {"collection", "documents", "chunks", "index", "failures", "last_run", "access", "usage"}
 
 
 @pytest.fixture

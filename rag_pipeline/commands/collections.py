@@ -38,7 +38,7 @@ def collection_add(runtime: Runtime, name: str, source: str, assignments: tuple[
 def collection_list(runtime: Runtime, as_json: bool) -> None:
     """The collections and their sources."""
     with runtime.connect() as connection:
-        every = collections.list_all(connection)
+        every = runtime.visible_collections(connection)
     if as_json:
         print_json({"collections": [{"name": c.name, "source": c.source} for c in every]})
         return
@@ -55,6 +55,7 @@ def collection_list(runtime: Runtime, as_json: bool) -> None:
 def collection_show(runtime: Runtime, name: str, as_json: bool) -> None:
     """A collection's source and settings."""
     with runtime.connect() as connection:
+        runtime.require_grant(connection, name)
         _print_collection(collections.get(connection, name), as_json)
 
 
@@ -66,6 +67,7 @@ def collection_set(runtime: Runtime, name: str, assignments: tuple[str, ...]) ->
     """Change settings; the next ingest brings the index into line with them."""
     settings = _settings(assignments)
     with runtime.connect() as connection:
+        runtime.require_grant(connection, name, to_write=True)
         collections.change(connection, name, settings)
     click.echo(f"changed {', '.join(settings)}; next: rag ingest {name}")
 

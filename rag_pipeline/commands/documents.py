@@ -63,7 +63,9 @@ def ingest(
     if every == bool(name_or_dir):
         raise click.UsageError("name a collection or a folder, or say --all")
     with runtime.connect() as connection:
-        known = [collection.name for collection in collections.list_all(connection)] if every else []
+        known = [each.name for each in runtime.visible_collections(connection, to_write=True)] if every else []
+        if not every:
+            runtime.require_grant(connection, name_or_dir, to_write=True)
         names = known if every else [_collection_for(runtime, connection, name_or_dir)]
         if retry_failed:
             for name in names:
@@ -97,6 +99,7 @@ def plan(runtime: Runtime, name: str, as_json: bool) -> None:
     from rag_pipeline.printing import print_plan
 
     with runtime.connect() as connection:
+        runtime.require_grant(connection, name)
         collection = collections.get(connection, name)
         model = runtime.model(collection.settings)
         provider = runtime.provider(model)
@@ -124,21 +127,34 @@ def status(runtime: Runtime, name: str | None, run_id: str | None, as_json: bool
     if run_id:
         _print_run(runtime, run_id, as_json)
         return
+    from rag_pipeline.core.access import is_open
+    from rag_pipeline.core.audit import usage
     from rag_pipeline.core.status import collection_status
     from rag_pipeline.instance import last_run
     from rag_pipeline.printing import print_status
 
     with runtime.connect() as connection:
-        names = [name] if name else [c.name for c in collections.list_all(connection)]
+        if name:
+            runtime.require_grant(connection, name)
+        access = "open" if is_open(connection) else "by API key"
+        names = [name] if name else [c.name for c in runtime.visible_collections(connection)]
         reports = [
-            {**asdict(collection_status(connection, each)), "last_run": last_run(runtime, connection, each)}
+            {
+                **asdict(collection_status(connection, each)),
+                "last_run": last_run(runtime, connection, each),
+                "access": access,
+                # Who else uses a collection is for its owner to know.
+                "usage": [] if runtime.settings.api_key else usage(connection, each),
+            }
             for each in names
         ]
     if as_json:
-        print_json(reports[0] if name else {"collections": reports})
+        print_json(reports[0] if name else {"access": access, "collections": reports})
         return
     for report in reports:
         print_status(report)
+    if access == "open":
+        click.echo("access: open, everybody here may read every collection: rag key create closes it")
     if not reports:
         click.echo("no collections yet: rag ingest FOLDER makes one", err=True)
 
@@ -154,6 +170,7 @@ def show(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
     from rag_pipeline.printing import print_document
 
     with runtime.connect() as connection:
+        runtime.require_grant(connection, name)
         document = show_document(connection, name, path)
     if as_json:
         print_json(document)
@@ -172,6 +189,7 @@ def forget(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
     from rag_pipeline.printing import print_forgotten
 
     with runtime.connect() as connection:
+        runtime.require_grant(connection, name, to_write=True)
         forgotten = forget(connection, name, path, runtime.caches(connection, name))
     if as_json:
         print_json(asdict(forgotten))
@@ -224,6 +242,7 @@ def _print_run(runtime: Runtime, run_id: str, as_json: bool) -> None:
 
     with runtime.connect() as connection:
         run = read_run(connection, run_id)
+        runtime.require_grant(connection, run.collection)
     if as_json:
         print_json(asdict(run))
     else:

@@ -1,6 +1,6 @@
 """ask: an answer from retrieved passages alone, with a citation for everything it says."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -70,15 +70,18 @@ class AnswerStream(Iterator[str]):
     Iterating raises what `answer` raises; the text until then stays true, but is not whole.
     """
 
-    def __init__(self, writing: Generator[str, None, Answer]):
+    def __init__(self, writing: Generator[str, None, Answer], done: Callable[[Answer], object] = lambda whole: None):
         self._writing = writing
+        self._done = done
         self._answer: Answer | None = None
 
     def __next__(self) -> str:
         try:
             return next(self._writing)
         except StopIteration as end:
-            self._answer = self._answer or end.value
+            if self._answer is None and end.value is not None:
+                self._answer = end.value
+                self._done(end.value)
             raise
 
     @property
@@ -104,9 +107,11 @@ def answer(question: str, hits: Hits, chat: ChatProvider | None) -> Answer:
     return AnswerStream(_write(question, hits, chat, stream=False)).answer
 
 
-def stream_answer(question: str, hits: Hits, chat: ChatProvider | None) -> AnswerStream:
-    """The same answer, its text as it comes."""
-    return AnswerStream(_write(question, hits, chat, stream=True))
+def stream_answer(
+    question: str, hits: Hits, chat: ChatProvider | None, done: Callable[[Answer], object] = lambda whole: None
+) -> AnswerStream:
+    """The same answer, its text as it comes; `done` is told the whole."""
+    return AnswerStream(_write(question, hits, chat, stream=True), done)
 
 
 def _write(question: str, hits: Hits, chat: ChatProvider | None, *, stream: bool) -> Generator[str, None, Answer]:

@@ -36,6 +36,7 @@ class CollectionSettings:
     precision: str = "full"
     max_removal_fraction: float = 0.5
     max_embedding_tokens_per_run: int | None = None
+    log_questions: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,13 @@ def get(connection: Connection, name: str) -> Collection:
     """Raises UsageError when there is no such collection."""
     found = find(connection, name)
     if found is None:
-        raise UsageError(f"there is no collection {name}: rag collection list shows those there are")
+        raise missing(name)
     return found
+
+
+def missing(name: str) -> UsageError:
+    """What is raised for a collection that is not there, and for one that the caller may not know of."""
+    return UsageError(f"there is no collection {name}: rag collection list shows those there are")
 
 
 def find(connection: Connection, name: str) -> Collection | None:
@@ -295,4 +301,5 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "precision": _precision,
     "max_removal_fraction": _fraction,
     "max_embedding_tokens_per_run": _or_none(_whole(0, 10**12)),
+    "log_questions": _truth,
 }

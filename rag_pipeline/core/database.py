@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -18,13 +19,17 @@ OLDEST_PGVECTOR = (0, 8, 4)
 # Any number, as long as every process that migrates uses the same one.
 MIGRATION_LOCK = 7_240_611
 
+Kind = TypeVar("Kind", bound=Connection)
 
-def connect(database_url: str, *, autocommit: bool = True) -> Connection:
+
+def connect(
+    database_url: str, *, autocommit: bool = True, kind: type[Kind] = Connection, variable: str = "RAG_DATABASE_URL"
+) -> Kind:
     """A connection that understands `vector` values; `with connection.transaction():` groups statements.
 
-    Raises ServiceError when the server cannot be reached.
+    Raises ServiceError when the server cannot be reached, naming the environment variable that says where it is.
     """
-    connection = _open(database_url, autocommit)
+    connection = _open(database_url, autocommit, kind, variable)
     register_vector(connection)
     return connection
 
@@ -66,17 +71,19 @@ def masked(database_url: str) -> str:
     return make_conninfo(**{key: "***" if "password" in key else value for key, value in parts.items()})
 
 
-def _open(database_url: str, autocommit: bool) -> Connection:
+def _open(
+    database_url: str, autocommit: bool, kind: type[Kind] = Connection, variable: str = "RAG_DATABASE_URL"
+) -> Kind:
     try:
-        return psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10, application_name="rag_pipeline")
+        return kind.connect(database_url, autocommit=autocommit, connect_timeout=10, application_name="rag_pipeline")
     except psycopg.ProgrammingError:
         # Its message may quote what it could not read, a password among it.
-        raise ServiceError("RAG_DATABASE_URL is no valid PostgreSQL URL: correct it") from None
+        raise ServiceError(f"{variable} is no valid PostgreSQL URL: correct it") from None
     except psycopg.OperationalError as error:
         # An indented line is libpq's hint to whoever runs the server.
         reason = [line for line in str(error).splitlines() if line and not line.startswith("\t")][-1]
         raise ServiceError(
-            f"cannot reach PostgreSQL at {masked(database_url)}: {reason}; start it or correct RAG_DATABASE_URL"
+            f"cannot reach PostgreSQL at {masked(database_url)}: {reason}; start it or correct {variable}"
         ) from None
 
 

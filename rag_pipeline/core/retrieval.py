@@ -8,7 +8,7 @@ import numpy as np
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import dict_row
 
-from rag_pipeline.core.collections import get, require_name
+from rag_pipeline.core.collections import missing, require_name
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.filters import NOT_TEXT, Filter, condition, parse_filters, require_fields
 from rag_pipeline.core.hits import AlsoIn, Hit, Hits, distinct, fuse, merge
@@ -108,10 +108,12 @@ class Searcher:
         """The index that was the active one when last looked at; `_prepare` tests that it is."""
         if name in self._indexes:
             return self._indexes[name]
-        index = active_index(self.connection, name)
-        if index is None or not index.rows:
-            source = get(self.connection, name).source
-            raise UsageError(f"collection {name} has nothing indexed yet: rag ingest {name} reads {source}")
+        with self.connection.transaction():
+            index = active_index(self.connection, name)
+            if index is None or not index.rows:
+                if self.connection.execute("SELECT FROM rag.collection WHERE name = %s", [name]).fetchone() is None:
+                    raise missing(name)
+                raise UsageError(f"collection {name} has nothing indexed yet: rag ingest {name} reads its source")
         self._indexes[name] = index
         return index
 
