@@ -55,23 +55,23 @@ CREATE FUNCTION rag.owns_data() RETURNS boolean
     RETURN has_table_privilege(session_user, 'rag.api_key', 'INSERT');
 
 -- The caller is whose secret it knows: the key itself is bound for the transaction, and no name or hash stands for it.
-CREATE FUNCTION rag.current_key() RETURNS text
-    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-    RETURN (SELECT name FROM rag.api_key
-            WHERE secret_hash = sha256(convert_to(current_setting('rag.api_key', true), 'UTF8'))
-                  AND revoked_at IS NULL AND (expires_at > now()) IS NOT FALSE);
-
 CREATE FUNCTION rag.allowed_collections() RETURNS text[]
 LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN ARRAY(SELECT collection FROM rag.collection_grant WHERE key = (SELECT rag.current_key()));
+    RETURN ARRAY(
+        SELECT g.collection FROM rag.api_key k JOIN rag.collection_grant g ON g.key = k.name
+        WHERE k.secret_hash = sha256(convert_to(current_setting('rag.api_key', true), 'UTF8'))
+              AND k.revoked_at IS NULL AND (k.expires_at > now()) IS NOT FALSE);
 END $$;
 
 CREATE FUNCTION rag.allowed_indexes() RETURNS bigint[]
 LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN ARRAY(SELECT v.id FROM rag.collection_grant g JOIN rag.vector_index v ON v.collection = g.collection
-                 WHERE g.key = (SELECT rag.current_key()));
+    RETURN ARRAY(
+        SELECT v.id FROM rag.api_key k
+        JOIN rag.collection_grant g ON g.key = k.name JOIN rag.vector_index v ON v.collection = g.collection
+        WHERE k.secret_hash = sha256(convert_to(current_setting('rag.api_key', true), 'UTF8'))
+              AND k.revoked_at IS NULL AND (k.expires_at > now()) IS NOT FALSE);
 END $$;
 
 -- The rows of an index whose terms match. Under a policy `@@` would be no condition of the GIN index, for it is not leakproof: here
@@ -79,10 +79,7 @@ END $$;
 CREATE FUNCTION rag.text_candidates(index_id bigint, query tsquery) RETURNS TABLE (content_hash bytea, terms tsvector)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF rag.owns_data() OR EXISTS (
-        SELECT FROM rag.vector_index v JOIN rag.collection_grant g ON g.collection = v.collection
-        WHERE v.id = index_id AND g.key = (SELECT rag.current_key()))
-    THEN
+    IF rag.owns_data() OR index_id = ANY (rag.allowed_indexes()) THEN
         RETURN QUERY EXECUTE
             format('SELECT content_hash, terms FROM rag.%I WHERE terms @@ $1', 'indexed_chunk_' || index_id) USING query;
     END IF;
@@ -112,8 +109,8 @@ BEGIN
           OR e.collections <@ ARRAY(SELECT collection FROM rag.collection_grant WHERE key = caller);
 END $$;
 
-REVOKE ALL ON FUNCTION rag.owns_data, rag.current_key, rag.allowed_collections, rag.allowed_indexes, rag.text_candidates,
-                       rag.record_queries FROM PUBLIC;
+REVOKE ALL ON FUNCTION rag.owns_data, rag.allowed_collections, rag.allowed_indexes, rag.text_candidates, rag.record_queries
+    FROM PUBLIC;
 
 -- A policy's list is made once for a query, for in its parentheses it depends on no row. To the planner an IS NOT NULL keeps nearly
 -- every row: with `= ANY` it would expect hardly any of those that the query's own conditions select, and choose other joins for it.
@@ -146,7 +143,7 @@ BEGIN
     GRANT SELECT (name, active_index) ON rag.collection TO rag_query;
     GRANT SELECT ON rag.document, rag.parsed_text, rag.chunking, rag.token_chunk, rag.vector_index, rag.index_term,
                     rag.indexed_chunk, rag.migration TO rag_query;
-    GRANT EXECUTE ON FUNCTION rag.owns_data, rag.current_key, rag.allowed_collections, rag.allowed_indexes, rag.text_candidates,
+    GRANT EXECUTE ON FUNCTION rag.owns_data, rag.allowed_collections, rag.allowed_indexes, rag.text_candidates,
                               rag.record_queries TO rag_query;
     RETURN true;
 EXCEPTION
