@@ -205,8 +205,8 @@ def _text_leg(index: VectorIndex, wanted: Wanted) -> sql.Composed:
            candidate AS MATERIALIZED (
                SELECT i.content_hash, i.terms || '' AS terms
                FROM (SELECT coalesce({phrases}, string_agg(query::text, ' | ')::tsquery) AS wanted FROM word
-                     WHERE nth = 1 OR chunks_so_far <= %(candidates)s) AS rarest
-               JOIN rag.indexed_chunk i ON i.index_id = {index} AND i.terms @@ wanted)
+                     WHERE nth = 1 OR chunks_so_far <= %(candidates)s) AS rarest,
+                    rag.text_candidates({index}, wanted) AS i)
            SELECT i.content_hash, i.score FROM (
                SELECT content_hash,
                       sum(idf * frequency * (%(k1)s + 1)
