@@ -1,6 +1,8 @@
 """HTML, and what becomes HTML: structure kept, boilerplate left out, nothing lost in silence."""
 
 from rag_pipeline.core.parsing import Element, ParsedText, parse
+from rag_pipeline.core.parsing.html import UNREAD
+from rag_pipeline.core.parsing.markup import RAW
 from rag_pipeline_tests.shared import shared
 
 
@@ -100,3 +102,55 @@ def test_markdown() -> None:
         ("table", "a | b\n1 | 2"),
     ]
     assert parsed.metadata == {"title": "Notes", "authors": ["Ada", "Bo"]}
+
+
+def test_a_section_about_navigation_is_no_navigation() -> None:
+    parsed = html(
+        "<div id=nav>Home</div><h2 id=navigation>Navigation</h2><p>Use it.</p><section id=breadcrumbs><h2>Breadcrumbs</h2>"
+        "<p>Trail.</p></section><div class=section id=cookie-notice><h2>Cookie notice</h2><p>Explained.</p></div>"
+    )
+    assert parsed.text.split("\n\n") == [
+        "Navigation",
+        "Use it.",
+        "Breadcrumbs",
+        "Trail.",
+        "Cookie notice",
+        "Explained.",
+    ]
+
+
+def test_what_was_no_web_page_has_no_navigation() -> None:
+    text = "Site\n====\n\nNavigation\n----------\n\nHow to move.\n\n.. container:: navigation\n\n   Inside.\n"
+    assert parse(text.encode(), "text/x-rst", "a.rst").text.split("\n\n")[1:] == [
+        "Navigation",
+        "How to move.",
+        "Inside.",
+    ]
+
+
+def test_consent_notices_of_common_tools_are_left_out() -> None:
+    parsed = html(
+        "<div class=cookie-consent-root>a</div><div id=cookie-law-info-bar>b</div><div class=cmplz-cookiebanner>c</div>"
+        "<div class=js-cookie-notice-2>d</div><div role=dialog aria-label='Cookies'>e</div>"
+        "<div class='page cookie-notice-closed'><main>Words.</main></div><div class=cookie-bars-recipe>Butter.</div>"
+    )
+    assert parsed.text == "Words.\n\nButter."
+
+
+def test_questions_on_buttons_and_their_closed_answers_are_read() -> None:
+    parsed = html(
+        "<h3><button aria-expanded=false>How?</button></h3><div hidden=until-found>So.</div>"
+        "<button class=accordion>Why?</button><div role=region hidden>Thus.</div><h2>Plain <button>Copy</button></h2>"
+    )
+    assert parsed.text.split("\n\n") == ["How?", "So.", "Why?", "Thus.", "Plain"]
+
+
+def test_markdown_that_names_a_tag_loses_nothing_after_it() -> None:
+    for tag in sorted(UNREAD | RAW):
+        text = f"Use <{tag}> here.\n\n<{tag}>\nthere\n\n## More\n\nLast.\n"
+        parsed = parse(text.encode(), "text/markdown", "a.md")
+        assert parsed.text.split("\n\n")[0] == f"Use <{tag}> here."
+        assert parsed.text.endswith("More\n\nLast.") or tag in RAW
+        assert parsed.text.endswith("Last.")
+    page = b"<script>\nx()\n</script>\n\n<nav>\n\nHome\n\n</nav>\n\nWords.\n"
+    assert parse(page, "text/markdown", "a.md").text == "Words."

@@ -20,18 +20,24 @@ _UNREAD = """applet area audio base button canvas datalist embed frame frameset 
     noembed noframes noscript object optgroup option param progress script select source style svg template textarea
     title track video"""
 UNREAD = set(_UNREAD.split())
-UNREAD_ROLES = {"navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "alertdialog", "doc-backlink"}
+UNREAD_ROLES = {"navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "alertdialog"}
 NOTE_ROLES = {"doc-footnote", "doc-endnote", "doc-endnotes"}
 NOTE_CLASSES = {"footnote", "footnotes"}
 # Beyond so many columns a cell keeps its text, but no longer its place.
 MAX_COLUMNS = 1000
-# Navigation, consent notices and permalinks by the names that page generators and consent tools give them.
+# Navigation, consent notices and permalinks by the names that page generators and consent tools give them. A notice's
+# name may begin and end with more: "cookie-law-info-bar", "js-cookie-notice-2", "cookie-consent__body".
 _UNREAD_NAME = re.compile(
     r"(?:^|\s)(?:nav|navbar|navheader|navfooter|navigation|site-nav|main-nav|breadcrumbs?|skip-?link|skip-?nav|headerlink|"
-    r"(?:[\w-]*[-_])?(?:cookies?|gdpr|ccpa)(?:[-_](?:banner|notice|consent|bar|popup|message|overlay|modal|law|dialog|wrapper|policy-banner))+|"
-    r"cookieconsent|cookie-?banner|consent-(?:banner|popup|notice|modal)|onetrust[\w-]*|CybotCookiebot\w*)(?=\s|$)",
+    r"(?:[\w-]*[-_])?(?:cookies?|gdpr|ccpa)[-_]{0,2}(?:banner|notice|consent|bar|popup|message|overlay|modal|law|dialog|wrapper|"
+    r"policy-banner)(?:[-_][\w-]*)?|consent-(?:banner|popup|notice|modal)|onetrust[\w-]*|CybotCookiebot\w*)(?=\s|$)",
     re.I,
 )
+_NOTICE_LABEL = re.compile(r"cookie|consent", re.I)
+# Of other elements the id is a place to link to, which says nothing of what they are.
+NAMED_BY_ID = {"aside", "div", "form", "header", "ol", "table", "ul"}
+# Panels that are closed until a reader opens them.
+PANEL_ROLES = {"region", "tabpanel"}
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 _CHARSET = re.compile(
     rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)|^\s*<\?xml[^>]+encoding\s*=\s*[\"']([\w.:-]+)", re.I
@@ -64,9 +70,9 @@ def parse_html(content: bytes, name: str) -> Draft:
     return draft
 
 
-def read_html(page: str) -> Draft:
+def read_html(page: str, keep_navigation: bool = False) -> Draft:
     """The blocks and metadata of a page. When all of it looks like navigation, navigation is what the page is about and
-    is kept."""
+    is kept; `keep_navigation`: as in what was never a web page."""
     # Deep nesting needs huge_tree, or libxml2 stops in silence in the middle of the page; encoded anew, whatever it
     # declares.
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True, no_network=True)
@@ -75,7 +81,7 @@ def read_html(page: str) -> Draft:
         return Draft()
     if any(entry.level_name == "FATAL" for entry in parser.error_log):
         raise ParseFailure("corrupt", "nested too deeply")
-    return Draft(read_blocks(root) or read_blocks(root, keep_navigation=True), _metadata(root))
+    return Draft(read_blocks(root, keep_navigation) or read_blocks(root, keep_navigation=True), _metadata(root))
 
 
 def read_blocks(root: etree._Element, keep_navigation: bool = False) -> list[Block]:
@@ -168,18 +174,51 @@ def _number(element: etree._Element, name: str, default: int) -> int:
 def _unread(element: etree._Element, tag: str, keep_navigation: bool) -> bool:
     """Whether an element is none of the page's own text."""
     if tag in UNREAD:
-        return not (keep_navigation and tag == "nav")
+        return not (keep_navigation and tag == "nav") and not (tag == "button" and _opens_text(element))
     attributes = element.attrib
     if not attributes:
         return tag == "footer" and not keep_navigation and _is_page_footer(element)
-    if "hidden" in attributes or attributes.get("aria-hidden") == "true" or _HIDDEN.search(attributes.get("style", "")):
+    role = attributes.get("role")
+    if role == "doc-backlink" or (role not in PANEL_ROLES and _is_hidden(attributes)):
         return True
     if keep_navigation or tag == "body":
         return False
-    if attributes.get("role") in UNREAD_ROLES or (tag == "footer" and _is_page_footer(element)):
+    if role in UNREAD_ROLES or (tag == "footer" and _is_page_footer(element)):
         return True
-    names = f"{attributes.get('class', '')} {attributes.get('id', '')}"
-    return names != " " and _UNREAD_NAME.search(names) is not None
+    if role == "dialog" and _NOTICE_LABEL.search(attributes.get("aria-label", "")):
+        return True
+    names = attributes.get("class", "")
+    if tag in NAMED_BY_ID:
+        names = f"{names} {attributes.get('id', '')}"
+    return _UNREAD_NAME.search(names) is not None and not _holds_the_page(element)
+
+
+def _is_hidden(attributes: etree._Attrib) -> bool:
+    if attributes.get("hidden", "until-found") != "until-found":
+        return True
+    return attributes.get("aria-hidden") == "true" or _HIDDEN.search(attributes.get("style", "")) is not None
+
+
+def _opens_text(button: etree._Element) -> bool:
+    """Whether a button is the heading of what it opens, as in lists of questions and answers."""
+    if "accordion" in button.get("class", ""):
+        return True
+    heading = next(button.iterancestors(*HEADINGS, "dt", "summary"), None)
+    return heading is not None and _letters("".join(heading.itertext())) == _letters("".join(button.itertext()))
+
+
+def _holds_the_page(element: etree._Element) -> bool:
+    """Whether an element that is named like navigation or a notice is a section about it, whose name is made of its
+    heading, or holds the page's text and only notes the state of a notice."""
+    name = _letters(element.get("id", ""))
+    return any(
+        inner.tag in ("article", "h1", "main") or _letters("".join(inner.itertext())) == name
+        for inner in element.iterdescendants("article", "main", *HEADINGS)
+    )
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).lower()
 
 
 def _is_page_footer(element: etree._Element) -> bool:

@@ -11,8 +11,14 @@ from lxml import etree
 from .containers import open_zip, properties, read_xml
 from .document import Block, Draft, ParseFailure
 from .encodings import decode
-from .html import read_html
+from .html import UNREAD, read_html
 
+# Elements in which HTML knows no markup, or shows nothing, to the end of the page where nothing closes them (as GitHub
+# Flavored Markdown 0.29, 6.11).
+RAW = {"frameset", "iframe", "noembed", "noframes", "plaintext", "script", "style", "textarea", "title", "xmp"}
+_SILENT_TAG = re.compile(rf"<(/?)({'|'.join(sorted(UNREAD | RAW))})(?![\w-])", re.I)
+_CLOSING_TAG = re.compile(r"</(\w+)")
+_SCRIPT = re.compile(r"<(iframe|script|style)(?![\w-])[^>]*>.*?</\1\s*>", re.I | re.S)
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\r?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S)
 _FRONT_FIELD = re.compile(r"([A-Za-z][\w-]*)\s*:\s*(.*?)\s*")
 _FRONT_ITEM = re.compile(r"\s*-\s+(.+?)\s*")
@@ -21,8 +27,6 @@ _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 
 def parse_markdown(content: bytes, name: str) -> Draft:
     """CommonMark with tables and strikethrough. Front matter stays, as code; its fields are metadata too."""
-    from markdown_it import MarkdownIt
-
     decoded = decode(content)
     text = decoded.text
     front = _FRONT_MATTER.match(text)
@@ -31,8 +35,28 @@ def parse_markdown(content: bytes, name: str) -> Draft:
         draft.blocks.append(Block("code", front[1]))
         draft.metadata.update(_front_metadata(front[1]))
         text = text[front.end() :]
-    draft.blocks += read_html(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)).blocks
+    draft.blocks += read_html(_rendered(text)).blocks
     return draft
+
+
+def _rendered(text: str) -> str:
+    """Markdown as HTML, in which tags that would swallow what follows them are words: inside a paragraph they name a
+    tag, in a block of HTML they are meant when they are closed."""
+    from markdown_it import MarkdownIt
+
+    closed = {tag.lower() for tag in _CLOSING_TAG.findall(text)} - RAW
+
+    def inline(_, tokens, index: int, *more) -> str:
+        return _SILENT_TAG.sub(r"&lt;\1\2", tokens[index].content)
+
+    def block(_, tokens, index: int, *more) -> str:
+        html = _SCRIPT.sub("", tokens[index].content)
+        return _SILENT_TAG.sub(lambda tag: tag[0] if tag[2].lower() in closed else f"&lt;{tag[1]}{tag[2]}", html)
+
+    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    markdown.add_render_rule("html_inline", inline)
+    markdown.add_render_rule("html_block", block)
+    return markdown.render(text)
 
 
 def parse_rst(content: bytes, name: str) -> Draft:
@@ -106,7 +130,7 @@ def pandoc(content: bytes, source_format: str) -> Draft:
         if ran.returncode == 251 or "out of memory" in reason or "heap overflow" in reason:
             raise MemoryError
         raise ParseFailure("corrupt", f"pandoc cannot read it: {reason or f'status {ran.returncode}'}")
-    draft = read_html(ran.stdout.decode("utf-8", "replace"))
+    draft = read_html(ran.stdout.decode("utf-8", "replace"), keep_navigation=True)
     if draft.metadata.get("title") == "-":  # standing for the standard input
         del draft.metadata["title"]
     return draft
