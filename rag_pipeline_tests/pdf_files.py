@@ -17,10 +17,13 @@ class Text:
 
 
 def make_pdf(
-    pages: list[list[Text]], outline: list[tuple[str, int, float]] = (), contents: bytes | None = None
+    pages: list[list[Text]],
+    outline: list[tuple[str, int, float]] = (),
+    contents: bytes | None = None,
+    turn: tuple[int, str] = (0, ""),
 ) -> bytes:
     """A PDF of these pages; outline: title, page from 0, y; contents: the same raw, compressed content for every page
-    instead."""
+    instead; turn: by how many degrees pages are shown turned, and the matrix that turns their content."""
     objects: dict[int, bytes] = {}
     fonts = {name: number for number, name in enumerate(FONTS, 3)}
     for name, number in fonts.items():
@@ -35,11 +38,10 @@ def make_pdf(
     for number, lines in enumerate(pages):
         page, stream = first + 1 + 2 * number, first + 2 + 2 * number if contents is None else first
         if contents is None:
-            drawn = "\n".join(
-                f"BT /{t.font} {t.size} Tf {t.x} {t.y} Td ({_escaped(t.text)}) Tj ET" for t in lines
-            ).encode("cp1252")
+            drawn = [f"BT /{t.font} {t.size} Tf {t.x} {t.y} Td ({_escaped(t.text)}) Tj ET" for t in lines]
+            drawn = "\n".join([turn[1], *drawn]).encode("cp1252")
             objects[stream] = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(drawn), drawn)
-        shown = f"/MediaBox [0 0 612 792] /Resources {resources} /Contents {stream} 0 R"
+        shown = f"/MediaBox [0 0 612 792] /Rotate {turn[0]} /Resources {resources} /Contents {stream} 0 R"
         objects[page] = f"<< /Type /Page /Parent 2 0 R {shown} >>".encode()
         kids.append(f"{page} 0 R")
     objects[2] = f"<< /Type /Pages /Count {len(kids)} /Kids [{' '.join(kids)}] >>".encode()

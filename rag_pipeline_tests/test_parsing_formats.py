@@ -172,3 +172,72 @@ def test_the_same_bytes_are_the_same_text_under_any_name(name: str) -> None:
     content = shared("formats", name).read_bytes()
     media_type = detect(content, name)
     assert parse(content, media_type, "other.name") == parse(content, media_type, name)
+
+
+def test_slides_have_their_notes_their_charts_and_the_headers_of_their_tables() -> None:
+    from pptx import Presentation
+    from pptx.chart.data import CategoryChartData
+    from pptx.enum.chart import XL_CHART_TYPE
+
+    deck = Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[5])
+    slide.shapes.title.text = "Sales"
+    slide.notes_slide.notes_text_frame.text = "Say it slowly."
+    table = slide.shapes.add_table(2, 2, 0, 900_000, 900_000, 900_000).table
+    for number, text in enumerate(("Region", "Head", "East", "Ann")):
+        table.cell(number // 2, number % 2).text = text
+    numbers = CategoryChartData()
+    numbers.categories = ["East", "West"]
+    numbers.add_series("2019", (1, 2.5))
+    slide.shapes.add_chart(XL_CHART_TYPE.PIE, 0, 0, 900_000, 900_000, numbers)
+    deck.slides.add_slide(deck.slide_layouts[6]).notes_slide.notes_text_frame.text = "Only a note."
+    buffer = io.BytesIO()
+    deck.save(buffer)
+    parsed = parse(buffer.getvalue(), PPTX, "a.pptx")
+    assert [(e.page, parsed.text[e.start : e.end]) for e in parsed.elements] == [
+        (1, "Sales"),
+        (1, "Region | Head\nEast | Ann"),
+        (1, "| 2019\nEast | 1\nWest | 2.5"),
+        (1, "Say it slowly."),
+        (2, "Only a note."),
+    ]
+    assert [parsed.text[e.start : e.header_end] for e in parsed.elements if e.header_end] == ["Region | Head", "| 2019"]
+
+
+def mail(*lines: str, encoding: str = "utf-8") -> ParsedText:
+    return parse("\r\n".join(["From: a@b.c", "MIME-Version: 1.0", *lines]).encode(encoding), "message/rfc822", "a.eml")
+
+
+def test_an_invitation_is_read_by_its_words() -> None:
+    calendar = "BEGIN:VCALENDAR\nSUMMARY:x\nEND:VCALENDAR"
+    parts = (("text/plain", "Please come."), ("text/calendar", calendar))
+    body = "\n".join(f"--B\nContent-Type: {kind}\n\n{text}" for kind, text in parts)
+    text = mail("Subject: Meeting", "Content-Type: multipart/alternative; boundary=B", "", body, "--B--").text
+    assert text.endswith("Please come.")
+    assert "VCALENDAR" not in text
+
+
+def test_attached_messages_are_read_and_attachments_without_a_name_listed() -> None:
+    attached = "Content-Disposition: attachment\nContent-Type:"
+    inner = f"--B\n{attached} message/rfc822\n\nSubject: Inner\nFrom: x@y.z\n\nInner words."
+    data = f"--B\n{attached} application/pdf\n\nx"
+    parsed = mail("Content-Type: multipart/mixed; boundary=B", "", "--B\n\nSee below.", inner, data, "--B--")
+    assert parsed.text.split("\n\n")[1:] == [
+        "See below.",
+        "Inner",
+        "From: x@y.z",
+        "Inner words.",
+        "Attachment: application/pdf",
+    ]
+
+
+@pytest.mark.parametrize(("charset", "mark"), [("; charset=iso-8859-1", {}), ("", {"encoding_guessed": True})])
+def test_raw_bytes_in_headers_are_decoded(charset: str, mark: dict) -> None:
+    parsed = mail("Subject: Grüße „aus“ Köln", f"Content-Type: text/plain{charset}", "", "x", encoding="cp1252")
+    assert parsed.metadata["title"] == "Grüße „aus“ Köln"
+    assert mark.items() <= parsed.metadata.items()
+
+
+def test_separators_of_lines_stand_inside_json_strings() -> None:
+    content = '{"text": "one\u2028two"}\r\n{"text": "x\u0085y"}\n'
+    assert len(parse(content.encode(), "application/x-ndjson", "a.jsonl").elements) == 2

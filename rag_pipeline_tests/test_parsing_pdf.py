@@ -1,6 +1,7 @@
 """PDF: pages, headings, columns, tables, what repeats, and shards that join as if whole."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,47 @@ def test_headings_at_the_top_of_every_page_stay() -> None:
     assert [text for kind, _, text in pieces(parsed) if kind == "title"] == [f"Chapter {n}" for n in range(1, 6)]
 
 
+@pytest.mark.parametrize(
+    ("titles", "size", "font"),
+    [
+        (["Step 1: Mix the flour", "Step 2: Heat the oven", "Step 3: Bake", "Step 4: Eat"], 18, "bold"),
+        (["Step 1: Mix the flour", "Step 2: Heat the oven", "Step 3: Bake", "Step 4: Eat"], 10, "plain"),
+        (["Chapter 1 Introduction", "Chapter 2 Methods", "Chapter 3 Results"], 10, "bold"),
+        (["Results of 2019", "Results of 2020", "Results of 2021"], 10, "plain"),
+        (["Part 1", "Part 2", "Part 3"], 18, "plain"),
+    ],
+)
+def test_titles_that_count_up_are_no_running_headers(titles: list[str], size: float, font: str) -> None:
+    pages = [
+        [Text(72, 770, title, size, font), *paragraph(n, 30), Text(300, 30, str(n + 1))]
+        for n, title in enumerate(titles)
+    ]
+    text = read(make_pdf(pages)).text
+    assert all(title in text for title in titles)
+    assert not re.search(r"^\d+$", text, re.M)
+
+
+def test_headers_that_name_the_section_beside_the_page_are_left_out() -> None:
+    pages = [[Text(72, 770, str(n + 5)), Text(400, 770, f"topic{n}"), *paragraph(n, 30)] for n in range(5)]
+    assert "topic" not in read(make_pdf(pages)).text
+
+
+def test_a_large_title_on_every_page_stays_once() -> None:
+    pages = [[Text(72, 770, "Invoice", 18), *paragraph(n, 5 + n)] for n in range(4)]
+    assert [page for _, page, text in pieces(read(make_pdf(pages))) if text == "Invoice"] == [1]
+
+
+@pytest.mark.parametrize("turn", [(90, "0 1 -1 0 612 0 cm"), (270, "0 -1 1 0 0 792 cm"), (180, "-1 0 0 -1 612 792 cm")])
+def test_pages_that_are_shown_turned_have_headings_and_tables(turn: tuple[int, str]) -> None:
+    rows = [("Fruit", "Number"), ("Apple", "3"), ("Pear", "5")]
+    table = [Text(72 + 200 * c, 500 - 16 * r, cell) for r, row in enumerate(rows) for c, cell in enumerate(row)]
+    page = [Text(72, 600, "The Great Book", 20), *paragraph(1, 3, top=570), *table]
+    upright, turned = read(make_pdf([page])), read(make_pdf([page], turn=turn))
+    assert [kind for kind, _, _ in pieces(upright)] == ["title", "paragraph", "table"]
+    assert pieces(turned) == pieces(upright)
+    assert pieces(read(make_pdf([page], turn=(turn[0], "")))) == pieces(upright)
+
+
 @pytest.mark.parametrize("interleaved", [False, True], ids=["column by column", "line by line"])
 def test_two_columns_are_read_one_after_the_other(interleaved: bool) -> None:
     left, right = paragraph(1, 20, x=72, count=6), paragraph(2, 20, x=330, count=6)
@@ -119,6 +161,21 @@ def test_tables_keep_their_rows_and_columns() -> None:
     ]
     page = [Text(72 + 150 * c, 700 - 14 * r, cell) for r, row in enumerate(rows) for c, cell in enumerate(row)]
     assert pieces(read(make_pdf([page]))) == [("table", 1, "\n".join(" | ".join(row) for row in rows))]
+
+
+def test_a_bold_first_row_is_the_header_of_its_table() -> None:
+    page = [Text(72, 700, "Name", 10, "bold"), Text(250, 700, "Size", 10, "bold")]
+    page += [Text(72, 684, "Ann"), Text(250, 684, "3"), Text(72, 668, "Bo"), Text(250, 668, "5")]
+    (table,) = read(make_pdf([page])).elements
+    assert table.header_end == len("Name | Size")
+
+
+def test_numbered_lines_are_items_whatever_they_end_with() -> None:
+    page = [Text(72, 700, "1. Mix the flour"), Text(72, 688, "with water"), Text(72, 676, "2. Heat the oven")]
+    assert [text for _, _, text in pieces(read(make_pdf([page])))] == [
+        "1. Mix the flour with water",
+        "2. Heat the oven",
+    ]
 
 
 def test_code_keeps_its_lines_and_indentation() -> None:

@@ -101,6 +101,11 @@ def test_rich_text_loses_no_letter_after_a_quotation_mark_and_no_emoji() -> None
             rb"{\pard\f1 \'cf\'f0\'e8{\f0 caf\'e9} \'e2\f0  caf\'e9\par}}",
             "Приcafé в café",
         ),
+        (
+            rb"{\rtf1\ansi {\pard Sub \u8212- \u26085 ?\u26412 ? \u55357 ?\u56832 ? \u55357 ?.\par}}",
+            "Sub — 日本 😀 \ufffd.",
+        ),
+        (rb"{\rtf1\ansi{\pard {\uc2 \u26085\'93\'fa\u26412 ab}c\u8217'd {\uc0\u960 r}\par}}", "日本c’d πr"),
         (rb"{\rtf1\ansi\ansicpg1252 {\pard caf\'e9 \'93x\'94\par}}", "café “x”"),
     ],
 )

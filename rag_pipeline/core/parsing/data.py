@@ -1,6 +1,8 @@
 """Data that people keep in text: JSON, JSON lines, XML."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 
 from lxml import etree
@@ -8,8 +10,14 @@ from lxml import etree
 from .containers import read_xml
 from .document import Block, Draft, ParseFailure
 from .encodings import decode
+from .html import BLOCKS as HTML_BLOCKS
 
 TITLES = {"title", "head", "heading", "caption"}
+# Attributes that say nothing of the matter, and those that do even where an element has text besides.
+UNREAD = {"id", "idref", "class", "style", "version", "xmlns"}
+READ = {"alt", "caption", "description", "label", "name", "text", "title"}
+# Elements that part paragraphs wherever they stand: HTML's, and those of DocBook and JATS that are called otherwise.
+BLOCKS = HTML_BLOCKS | TITLES | {"entry", "item", "para", "record", "row", "sec"}
 
 
 def parse_json(content: bytes, name: str) -> Draft:
@@ -29,7 +37,8 @@ def parse_json_lines(content: bytes, name: str) -> Draft:
     """One record a line; empty lines count for nothing."""
     decoded = decode(content)
     records = []
-    for number, line in enumerate(decoded.text.splitlines(), 1):
+    # Only these end a line: U+2028 and the like stand inside strings.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", decoded.text), 1):
         if not line.strip():
             continue
         try:
@@ -40,10 +49,11 @@ def parse_json_lines(content: bytes, name: str) -> Draft:
 
 
 def parse_xml(content: bytes, name: str) -> Draft:
-    """Any XML: a paragraph for each run of text, a record for an element that holds only named values."""
+    """Any XML: a paragraph for each run of text, a record for an element that holds only named values, in attributes or
+    in elements."""
     # The mark and the declaration are the XML parser's own business, but for UTF-16 and 32 without a mark.
     root = read_xml(content)
-    return Draft(list(_elements(root)))
+    return Draft(list(_elements(root, _inline_tags(root))))
 
 
 def _load(text: str) -> object:
@@ -83,23 +93,78 @@ def _written(value: object) -> str:
     )
 
 
-def _elements(root: etree._Element) -> Iterator[Block]:
+def _inline_tags(root: etree._Element) -> set[str]:
+    """The tags of elements that stand more often among text than among other elements: they part no paragraphs."""
+    among_text: Counter[str] = Counter()
+    for element in root.iter():
+        children = list(element)
+        if len(children) > 1 or _own_texts(element):
+            step = 1 if any(_own_texts(element)) else -1
+            among_text.update({tag: step * number for tag, number in Counter(child.tag for child in children).items()})
+    return {tag for tag, more in among_text.items() if more > 0 and etree.QName(tag).localname.lower() not in BLOCKS}
+
+
+def _own_texts(element: etree._Element) -> list[str]:
+    """The text that stands in an element itself, in pieces that its children part."""
+    return [text for text in (element.text, *(child.tail for child in element)) if text and not text.isspace()]
+
+
+def _elements(root: etree._Element, inline: set[str]) -> Iterator[Block]:
     """The blocks of a tree, by a walk that does not recurse: XML may be nested as deep as it likes."""
-    stack = [root]
+    stack: list[etree._Element | str] = [root]
     while stack:
         element = stack.pop()
+        if isinstance(element, str):
+            yield Block("paragraph", element)
+            continue
         children = list(element)
         tag = etree.QName(element).localname
-        own_text = bool((element.text or "").strip()) or any((child.tail or "").strip() for child in children)
-        if own_text or not children:
-            text = "".join(element.itertext())
+        has_text = bool(_own_texts(element))
+        attributes = "\n".join(f"{name}: {value}" for name, value in _attributes(element, has_text))
+        if has_text and all(inner.tag in inline for inner in element.iterdescendants()):
+            if attributes:
+                yield Block("record", attributes)
+            text = _text(element)
             yield Block("title", text, level=1) if tag.lower() in TITLES else Block("paragraph", text)
         elif (
-            len(children) > 1
+            not has_text
+            and len(children) > 1
             and all(len(child) == 0 for child in children)
             and len({child.tag for child in children}) == len(children)
         ):
-            named = ((etree.QName(child).localname, " ".join((child.text or "").split())) for child in children)
-            yield Block("record", "\n".join(f"{name}: {text}" for name, text in named if text))
+            yield Block("record", "\n".join(filter(None, [attributes, *_named_values(children)])))
         else:
-            stack += reversed(children)
+            if attributes:
+                yield Block("record", attributes)
+            stack += reversed([element.text or "", *(part for child in children for part in (child, child.tail or ""))])
+
+
+def _attributes(element: etree._Element, has_text: bool) -> Iterator[tuple[str, str]]:
+    """What an element says in its attributes: all but identifiers and the like, or, where it has text, what is written
+    to be read."""
+    for name, value in element.attrib.items():
+        if value.strip() and not name.startswith("{") and (name.lower() in READ if has_text else name not in UNREAD):
+            yield name, " ".join(value.split())
+
+
+def _named_values(children: list[etree._Element]) -> Iterator[str]:
+    for child in children:
+        name = etree.QName(child).localname
+        text = " ".join((child.text or "").split())
+        if text:
+            yield f"{name}: {text}"
+        yield from (f"{name}.{key}: {value}" for key, value in _attributes(child, bool(text)))
+
+
+def _text(element: etree._Element) -> str:
+    """The text below an element; two elements that nothing parts hold two words."""
+    pieces: list[str] = []
+    for event, inner in etree.iterwalk(element, events=("start", "end")):
+        if event == "start":
+            before = inner.getprevious()
+            if before is not None and not before.tail:
+                pieces.append(" ")
+            pieces.append(inner.text or "")
+        elif inner is not element:
+            pieces.append(inner.tail or "")
+    return "".join(pieces)

@@ -21,6 +21,7 @@ def parse_eml(content: bytes, name: str) -> Draft:
         if decoded.encoding.startswith(("utf-16", "utf-32")):
             content = decoded.text.encode("utf-8", "replace")
     message = email.message_from_bytes(content.lstrip(b"\xef\xbb\xbf\r\n"), policy=email.policy.default)
+    encoding = _headers_decoded(message)
     draft = _message(message)
     if not draft.blocks:
         raise ParseFailure("empty", "the message holds no text")
@@ -29,6 +30,7 @@ def parse_eml(content: bytes, name: str) -> Draft:
         "authors": [shown or address for shown, address in getaddresses([_header(message, "From")])],
         "created": _date(_header(message, "Date")),
         "attachments": _attachments(message),
+        **encoding,
     }
     return draft
 
@@ -92,19 +94,25 @@ def _body(message: EmailMessage) -> list[Block]:
         if kind == "message/rfc822":
             return [block for inner in message.get_payload() for block in _message(inner).blocks]
         if kind == "multipart/alternative":
-            bodies = [(_body(part), part.get_content_type()) for part in parts]
-            rich = [blocks for blocks, kind in bodies if blocks and kind != "text/plain"]
-            plain = [blocks for blocks, kind in bodies if blocks]
-            return (rich or plain or [[]])[0]
+            # Beside plain text and what is richer, programs send data of their own, such as text/calendar.
+            parts.sort(key=lambda part: (not _is_rich(part), part.get_content_type() != "text/plain"))
+            return next(filter(None, map(_body, parts)), [])
         preamble = (
             [] if parts else _text_blocks((message.preamble or "").encode("utf-8", "replace"), "text/plain", None)
         )
         return preamble + [
-            block for part in parts if part.get_content_disposition() != "attachment" for block in _body(part)
+            block
+            for part in parts
+            if part.get_content_disposition() != "attachment" or part.get_content_type() == "message/rfc822"
+            for block in _body(part)
         ]
     if not kind.startswith("text/") or message.get_content_disposition() == "attachment":
         return []
     return _text_blocks(_payload(message), kind, message.get_content_charset())
+
+
+def _is_rich(part: EmailMessage) -> bool:
+    return part.get_content_type() == "text/html" or part.is_multipart()
 
 
 def _payload(part: EmailMessage) -> bytes:
@@ -118,8 +126,32 @@ def _text_blocks(content: bytes, kind: str, charset: str | None) -> list[Block]:
 
 
 def _attachments(message: EmailMessage) -> list[str]:
-    """The names of all parts that are files, the deepest too."""
-    return [name for part in message.walk() if (name := part.get_filename())]
+    """The names of all parts that are files, the deepest too; the type of one without a name, unless it is a message,
+    which is read."""
+    return [
+        part.get_filename() or part.get_content_type()
+        for part in message.walk()
+        if part.get_filename()
+        or (part.get_content_disposition() == "attachment" and part.get_content_type() != "message/rfc822")
+    ]
+
+
+def _headers_decoded(message: EmailMessage) -> dict[str, object]:
+    """Put characters in place of the bytes beyond ASCII that headers should not hold; what metadata should say of
+    it."""
+    raw = [
+        (part, name, b" ".join(str(value).encode("utf-8", "surrogateescape").split()))
+        for part in message.walk()
+        for name, value in part.raw_items()
+    ]
+    raw = [header for header in raw if not header[2].isascii()]
+    if not raw:
+        return {}
+    charset = next((part.get_content_charset() for part in message.walk() if part.get_content_charset()), None)
+    decoded = decode(b"\n".join(value for _, _, value in raw), charset)
+    for (part, name, _), text in zip(raw, decoded.text.split("\n"), strict=True):
+        part.replace_header(name, text)
+    return decoded.metadata()
 
 
 def _header(message: EmailMessage, name: str) -> str:

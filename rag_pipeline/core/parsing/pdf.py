@@ -5,6 +5,7 @@ import ctypes
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,12 +142,37 @@ def _read_page(document, index: int) -> tuple[list[PdfLine], bool]:
         return [], False
     try:
         text_page = page.get_textpage()
+        if _turned_upright(page, text_page.raw):
+            text_page.close()
+            page.close()
+            page = document[index]  # pdfium reads the content anew
+            text_page = page.get_textpage()
         lines = _lines(text_page.raw)
         text_page.close()
         has_image = not lines and next(iter(page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_IMAGE])), None) is not None
         return lines, has_image
     finally:
         page.close()
+
+
+def _turned_upright(page, text_page) -> bool:
+    """Turn a page on which most of the text does not run from left to right, or that is shown turned, so that it does
+    in the page's own coordinates; whether it had to be."""
+    import pypdfium2.raw as pdfium
+
+    characters = pdfium.FPDFText_CountChars(text_page)
+    sample = range(0, characters, max(1, characters // 50))
+    quarters = Counter(round(pdfium.FPDFText_GetCharAngle(text_page, i) / (math.pi / 2)) % 4 for i in sample)
+    quarter = quarters.most_common(1)[0][0] if quarters else 0
+    if not quarter and not page.get_rotation():
+        return False
+    _, _, right, top = page.get_mediabox()
+    if quarter:
+        turn = {1: (0, 1, -1, 0, top, 0), 2: (-1, 0, 0, -1, right, top), 3: (0, -1, 1, 0, 0, right)}[quarter]
+        side = max(right, top)
+        pdfium.FPDFPage_TransFormWithClip(page.raw, pdfium.FS_MATRIX(*turn), pdfium.FS_RECTF(0, side, side, 0))
+    page.set_rotation(0)
+    return True
 
 
 def _lines(text_page) -> list[PdfLine]:

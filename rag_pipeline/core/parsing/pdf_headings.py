@@ -71,7 +71,7 @@ def typographic_headings(pages: list[list[PdfLine]]) -> Headings:
     styles: dict[int, tuple[float, bool]] = {}
     for lines in pages:
         for line, before in zip(lines, [None, *lines], strict=False):
-            if _is_heading(line, body) and not (
+            if stands_out(line, body) and not (
                 before is not None and id(before) not in styles and _runs_on(before, line)
             ):
                 styles[id(line)] = (line.size, line.bold)
@@ -79,7 +79,8 @@ def typographic_headings(pages: list[list[PdfLine]]) -> Headings:
     return {line: (min(ranks[style], 6), 0) for line, style in styles.items()}
 
 
-def _is_heading(line: PdfLine, body: float) -> bool:
+def stands_out(line: PdfLine, body: float) -> bool:
+    """Whether a line is set like a heading in a text of that size: larger, or short and bold."""
     text = line.text.strip()
     letters = sum(map(str.isalpha, text))
     if len(text) > 150 or letters < max(3, 0.5 * len(text.replace(" ", ""))) or line.mono or text[-1] in ".,;:":

@@ -70,12 +70,16 @@ def page_blocks(lines: list[PdfLine], page: int, headings: Headings, words: Word
     while start < len(lines):
         rows = _table(lines, start, headings)
         if rows:
-            yield table_block(rows, 0, page)
+            header = lines[start].bold and not lines[start + 1].bold
+            yield table_block(rows, int(header), page)
             start += len(rows)
             continue
         end = start + 1
         while (
-            end < len(lines) and not _breaks(lines[end - 1], lines[end], headings) and not _table(lines, end, headings)
+            end < len(lines)
+            and not _breaks(lines[end - 1], lines[end], headings)
+            and not _is_next_item(lines[start], lines[end])
+            and not _table(lines, end, headings)
         ):
             end += 1
         yield _block(lines[start:end], page, headings, words)
@@ -134,6 +138,16 @@ def _breaks(before: PdfLine, line: PdfLine, headings: Headings) -> bool:
     if before.bottom - line.bottom < -line.size:  # upwards: the next column
         return before.text.rstrip()[-1:] in ".:!?" or not line.text.strip()[:1].islower()
     return gap > 0.5 * line.size or abs(before.size - line.size) > 0.25 * max(before.size, line.size)
+
+
+def _is_next_item(first: PdfLine, line: PdfLine) -> bool:
+    """Whether a line begins the item after the one that `first` begins: '2.' under '1.', 'c)' under 'b)'."""
+    if not (_NUMBERED.match(first.text) and _NUMBERED.match(line.text)) or abs(first.left - line.left) > first.size:
+        return False
+    before, after = (re.match(r"\(?(\w+)", text)[1] for text in (first.text, line.text))
+    if before.isdecimal() and after.isdecimal():
+        return int(after) == int(before) + 1
+    return len(before) == len(after) == 1 and ord(after) == ord(before) + 1
 
 
 def _block(lines: list[PdfLine], page: int, headings: Headings, words: Words) -> Block:

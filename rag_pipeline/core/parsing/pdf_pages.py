@@ -4,12 +4,14 @@ import re
 from collections import Counter
 
 from .pdf import PdfLine
-from .pdf_headings import Headings
+from .pdf_headings import Headings, body_size, stands_out
 
 # Lines whose heights differ by no more points than this are at the same place of their pages.
 SAME_HEIGHT = 3.0
 # How many running lines a page may have at either end.
 RUNNING_LINES = 3
+# The pages on which it is looked for again: headers of left and right pages may differ.
+BEFORE, AROUND = (-2, -1), (-2, -1, 1, 2)
 # Footnotes are set in at most this part of the body's size.
 SMALLER = 0.92
 _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
@@ -19,44 +21,78 @@ NOTE = re.compile(r"(?:\d{1,3}|[*†‡§¶∗])\s*(?=[^\W\d_]|[“\"‘'(/<])")
 
 def without_running_lines(pages: list[list[PdfLine]], headings: Headings) -> list[list[PdfLine]]:
     """The pages without headers and footers: the outermost line is one when a page or two further the line at its
-    height says the same or has counted on by as many pages, and three pages or more have such lines. A heading is none.
+    height says the same, or the same but for a number that has counted on by as many pages, or something else beside
+    such a number; and three pages or more have such lines. A heading is none, and what stands out like one at the top
+    of pages goes only where it repeats the line of a page before.
     """
+    body = body_size(pages)
     for outermost in (max, min):
         for _ in range(RUNNING_LINES):
             edges = [outermost(lines, key=lambda line: line.bottom, default=None) for lines in pages]
             edges = [None if id(line) in headings else line for line in edges]
-            running = {id(line) for number, line in enumerate(edges) if _is_running(edges, number)}
+            titled = [outermost is max and line is not None and stands_out(line, body) for line in edges]
+            running = [
+                number
+                for number, line in enumerate(edges)
+                if line is not None and (_is_repeated if titled[number] else _is_running)(edges, number)
+            ]
             if len(running) < 3:
                 break
-            pages = [[line for line in lines if id(line) not in running] for lines in pages]
+            dropped = {id(edges[n]) for n in running if not titled[n] or _is_repeated(edges, n, BEFORE)}
+            pages = [[line for line in lines if id(line) not in dropped] for lines in pages]
     return pages
+
+
+def _is_repeated(edges: list[PdfLine | None], number: int, steps: tuple[int, ...] = AROUND) -> bool:
+    return any(other.text == edges[number].text for other in _at_its_height(edges, number, steps).values())
 
 
 def _is_running(edges: list[PdfLine | None], number: int) -> bool:
     line = edges[number]
-    if line is None:
-        return False
-    counts = _page_counts(line.text, number)
-    for neighbour in (number - 2, number - 1, number + 1, number + 2):
-        other = edges[neighbour] if 0 <= neighbour < len(edges) else None
-        if other is not None and abs(other.bottom - line.bottom) <= SAME_HEIGHT:
-            if counts & _page_counts(other.text, neighbour):
-                return True
-            if line.text == other.text and sum(map(str.isalpha, line.text)) >= 3:
-                return True
+    counted = _without_count(line, number, len(edges))
+    for neighbour, other in _at_its_height(edges, number, AROUND).items():
+        if counted & _without_count(other, neighbour, len(edges)):
+            return True
+        if line.text == other.text and sum(map(str.isalpha, line.text)) >= 3:
+            return True
     return False
 
 
-def _page_counts(text: str, number: int) -> set[int]:
-    """The differences between the numbers in a line, Arabic or Roman, and its page's index."""
-    found = set()
-    for word in text.lower().split():
-        if word.isascii() and word.isdigit() and len(word) < 6:
-            found.add(int(word) - number)
-        elif set(word) <= _ROMAN.keys():
-            values = [_ROMAN[letter] for letter in word]
-            found.add(sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True)) - number)
+def _at_its_height(edges: list[PdfLine | None], number: int, steps: tuple[int, ...]) -> dict[int, PdfLine]:
+    """The edges so many pages further that stand where this one does, by their pages' indices."""
+    found = {}
+    for neighbour in (number + step for step in steps):
+        other = edges[neighbour] if 0 <= neighbour < len(edges) else None
+        if other is not None and abs(other.bottom - edges[number].bottom) <= SAME_HEIGHT:
+            found[neighbour] = other
     return found
+
+
+def _without_count(line: PdfLine, number: int, pages: int) -> set[tuple[str, int]]:
+    """What is left of a line without a number in it that may be its page's, and that number less the page's index. Of a
+    line whose number stands apart, by a wide gap at either end, nothing is left: headers name the section."""
+    found = set()
+    words = line.text.lower().split()
+    for index, word in enumerate(words):
+        count = _number(word)
+        # Beside words, a number beyond the last page is a year or an amount.
+        if count is not None and (len(words) == 1 or line.cells or count <= pages):
+            found.add((" ".join([*words[:index], "", *words[index + 1 :]]), count - number))
+    for cell in (line.cells[0], line.cells[-1]) if line.cells else ():
+        count = _number(cell[2].strip().lower())
+        if count is not None:
+            found.add(("", count - number))
+    return found
+
+
+def _number(word: str) -> int | None:
+    """The value of a word that is a number, Arabic or Roman."""
+    if word.isascii() and word.isdigit() and len(word) < 6:
+        return int(word)
+    if word and set(word) <= _ROMAN.keys():
+        values = [_ROMAN[letter] for letter in word]
+        return sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True))
+    return None
 
 
 def in_columns(lines: list[PdfLine]) -> list[PdfLine]:

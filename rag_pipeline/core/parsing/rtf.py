@@ -8,34 +8,75 @@ from .markup import pandoc
 
 # A table row that repeats no definition: Word goes on with the last one, pandoc runs it into the row before.
 _ROW = re.compile(rb"(\\trowd(?:\\[a-z]+-?\d* ?)*)|(\\row(?![a-z]))(?=\s*(?:\\(?!trowd)[a-z]+-?\d*\s*)*\\intbl)")
-# Without a space after the number, pandoc takes a letter too many for what old programs show in place of the character.
-_UNICODE = re.compile(rb"(\\u-?\d+)(?=[^\s\\{}\d-])")
-# A character beyond U+FFFF is two \\u words, of which pandoc makes nothing: U+E000 and on stand in for such characters.
-_PAIR = re.compile(rb"\\u-(\d{4,5}) ?(?:\\'[0-9a-fA-F]{2}|[^\\{}\s])?\\u-(\d{4,5})")
+# Of a character beyond U+FFFF, which is two \\u words, pandoc makes nothing: U+E000 and on stand in for such ones.
 STAND_INS = range(0xE000, 0xF000)
-
-
+# A Unicode word; how many characters stand in for it in old programs; a group, which ends such a setting.
+_WORD = re.compile(rb"\\u(?P<unit>-?\d{1,5}) ?|\\uc(?P<skip>\d{1,3}) ?|(?P<group>[{}])|\\[\\{}]")
+# One such character: a byte, a line end aside any other; another Unicode word is none.
+_SKIPPED = re.compile(rb"[\r\n]*(?:\\'[0-9a-fA-F]{2}|[^\\{}\r\n])")
 # Font character sets and code pages as Python's codecs (Rich Text Format 1.9.1, font table).
 CHARACTER_SETS = {0: "cp1252", 77: "mac_roman", 128: "cp932", 129: "cp949", 134: "gbk", 136: "cp950", 161: "cp1253"}
 CHARACTER_SETS |= {162: "cp1254", 163: "cp1258", 177: "cp1255", 178: "cp1256", 186: "cp1257", 204: "cp1251"}
 CHARACTER_SETS |= {222: "cp874", 238: "cp1250"}
 _FONT = re.compile(rb"\{\\f(\d+)[^{}]*?\\fcharset(\d+)")
 _CODE_PAGE = re.compile(rb"\\ansicpg(\d+)")
-# A Unicode word with what stands in for it; bytes beyond ASCII with the ASCII between them; a change of font; a group.
+# Bytes beyond ASCII with the ASCII between them; a change of font; a group.
 _CODED = re.compile(
-    rb"(?P<unicode>\\u-?\d+ ?(?:\\'[0-9a-fA-F]{2})?)|(?P<bytes>(?:\\'[0-9a-fA-F]{2}[ !#-\[\]-z|~]*)+)"
+    rb"(?P<bytes>(?:\\'[0-9a-fA-F]{2}[ !#-\[\]-z|~]*)+)"
     rb"|\\f(?P<font>\d+)|(?P<plain>\\plain)(?![a-z])|(?P<group>[{}])|\\[\\{}]"
 )
 
 
 def parse_rtf(content: bytes, name: str) -> Draft:
     """An RTF document (Rich Text Format 1.9.1)."""
-    content, pairs = _pairs_replaced(_rows_defined(_decoded(content)))
-    content = _UNICODE.sub(rb"\1 ", content).replace(rb"{\*\footnote", rb"{\footnote")
+    content, characters = _without_stand_ins(content)
+    content = _rows_defined(_decoded(content)).replace(rb"{\*\footnote", rb"{\footnote")
     draft = pandoc(content, "rtf")
     for block in draft.blocks:
-        block.text = block.text.translate(pairs)
+        block.text = block.text.translate(characters)
     return draft
+
+
+def _without_stand_ins(content: bytes) -> tuple[bytes, dict[int, str]]:
+    """The document with Unicode words that nothing stands in for, one for each character; and which character each
+    code unit from STAND_INS on is."""
+    characters: dict[str, int] = {}
+    pieces: list[bytes] = []
+    skips = [1]
+    position = 0
+    high = None  # the first half of a pair whose second half must follow
+    while word := _WORD.search(content, position):
+        between = content[position : word.start()]
+        if high is not None and (between or not word["unit"]):
+            pieces.append(_unit_word(0xFFFD))
+            high = None
+        pieces.append(between)
+        position = word.end()
+        if not word["unit"]:
+            pieces.append(word[0])
+            if word["skip"]:
+                skips[-1] = int(word["skip"])
+            elif word["group"] == b"{":
+                skips.append(skips[-1])
+            elif word["group"] and len(skips) > 1:
+                skips.pop()
+            continue
+        for _ in range(skips[-1]):
+            if skipped := _SKIPPED.match(content, position):
+                position = skipped.end()
+        unit = int(word["unit"]) % 65536
+        if high is not None and 0xDC00 <= unit < 0xE000:
+            character = chr(0x10000 + ((high - 0xD800) << 10) + (unit - 0xDC00))
+            free = STAND_INS[len(characters)] if len(characters) < len(STAND_INS) else 0xFFFD
+            unit = characters.get(character, free)
+            if unit != 0xFFFD:
+                characters[character] = unit
+        elif high is not None:
+            pieces.append(_unit_word(0xFFFD))
+        high = unit if 0xD800 <= unit < 0xDC00 else None
+        if high is None:
+            pieces.append(_unit_word(0xFFFD if 0xDC00 <= unit < 0xE000 else unit))
+    return b"".join([*pieces, content[position:]]), {unit: character for character, unit in characters.items()}
 
 
 def _decoded(content: bytes) -> bytes:
@@ -70,7 +111,11 @@ def _unicode_word(character: str) -> bytes:
     """A character as itself or as a Unicode word that nothing stands in for."""
     if character.isascii():
         return b"\\'%02x" % ord(character) if character in "\\{}" else character.encode()
-    return b"{\\uc0\\u%d }" % (ord(character) - (65536 if ord(character) > 32767 else 0))
+    return _unit_word(ord(character))
+
+
+def _unit_word(unit: int) -> bytes:
+    return b"{\\uc0\\u%d }" % (unit - (65536 if unit > 32767 else 0))
 
 
 def _rows_defined(content: bytes) -> bytes:
@@ -85,17 +130,3 @@ def _rows_defined(content: bytes) -> bytes:
         return match[2] + definition
 
     return _ROW.sub(define, content)
-
-
-def _pairs_replaced(content: bytes) -> tuple[bytes, dict[int, str]]:
-    """The document with one code unit for each pair of surrogates, and which character each of those stands for."""
-    characters: dict[str, int] = {}
-
-    def stand_in(match: re.Match) -> bytes:
-        units = b"".join((65536 - int(unit)).to_bytes(2, "little", signed=False) for unit in match.groups())
-        character = units.decode("utf-16-le", "replace")
-        if len(character) != 1 or len(characters) == len(STAND_INS):
-            return match[0]
-        return b"\\u%d" % (characters.setdefault(character, STAND_INS[len(characters)]) - 65536)
-
-    return _PAIR.sub(stand_in, content), {unit: character for character, unit in characters.items()}
