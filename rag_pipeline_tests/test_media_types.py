@@ -83,6 +83,39 @@ def test_a_container_is_told_from_the_file_when_its_head_does_not_show(tmp_path:
     assert detect(head, path.name) == "application/zip"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"ID3 tags explained: an ID3 tag is metadata.\n",
+        b"GIF89a is the newer version.\n",
+        b"How to spot a PDF: it begins with %PDF-1.4 or similar.\n",
+        b"%PDF-1.4 is how a PDF begins.\n",
+        b"The ftyp box comes first.\n",
+    ],
+)
+def test_a_text_about_a_format_is_a_text(text: bytes) -> None:
+    assert detect(text, "a.txt") == "text/plain"
+
+
+def test_a_pdf_may_begin_with_something_else() -> None:
+    assert detect(b"junk\n%PDF-1.4\n1 0 obj\n<<>>\nendobj\n", "a") == "application/pdf"
+    assert detect(b"junk %PDF-1.4 %" + bytes(range(32)) * 9, "a.txt") == "application/pdf"
+    assert detect(b"%PDF-1.4\r1 0 obj", "a.txt") == "application/pdf"
+
+
+@pytest.mark.parametrize("part", ["word/document.xml", "ppt/presentation.xml", "xl/workbook.xml"])
+def test_a_container_cut_short_is_still_of_its_type(part: str) -> None:
+    folder = part.partition("/")[0]
+    other = {"word": "styles.xml", "ppt": "slides/slide1.xml", "xl": "worksheets/sheet1.xml"}[folder]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("docProps/app.xml", "<x/>")
+        archive.writestr(f"{folder}/{other}", "<x/>" * 100)
+        archive.writestr(part, "<x/>")
+    content = buffer.getvalue()
+    assert detect(content[: len(content) // 2], "a") == detect(content, "a") != "application/zip"
+
+
 @given(st.binary(max_size=300), st.text(max_size=20))
 def test_any_bytes_and_any_name_have_a_type(head: bytes, name: str) -> None:
     assert "/" in detect(head, name)

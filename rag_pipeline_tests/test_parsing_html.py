@@ -107,7 +107,8 @@ def test_markdown() -> None:
 def test_a_section_about_navigation_is_no_navigation() -> None:
     parsed = html(
         "<div id=nav>Home</div><h2 id=navigation>Navigation</h2><p>Use it.</p>"
-        "<section id=breadcrumbs><h2>Breadcrumbs</h2><p>Trail.</p></section><div class=section id=cookie-notice><h2>Cookie notice</h2><p>Explained.</p></div>"
+        "<section id=breadcrumbs><h2>Breadcrumbs</h2><p>Trail.</p></section>"
+        "<div class=section id=cookie-notice><h2>Cookie notice</h2><p>Explained.</p></div>"
     )
     assert parsed.text.split("\n\n") == [
         "Navigation",

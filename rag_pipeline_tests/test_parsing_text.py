@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_pipeline.core.media_types import detect
+from rag_pipeline.core.media_types import UNKNOWN, detect
 from rag_pipeline.core.parsing import ParsedText, ParseFailure, parse
 from rag_pipeline.core.parsing.document import Block, Draft, assemble, table_block
-from rag_pipeline.core.parsing.encodings import decode
+from rag_pipeline.core.parsing.encodings import Decoded, decode
 from rag_pipeline.core.parsing.normalising import normalise
 from rag_pipeline_tests.shared import shared
 
@@ -59,6 +59,78 @@ def test_files_in_every_encoding_hold_the_words_a_person_reads(name: str, words:
 @pytest.mark.parametrize(("encoding", "text"), LANGUAGES.items())
 def test_undeclared_encodings_are_told_from_the_language(encoding: str, text: str) -> None:
     assert decode(text.encode(encoding)).text == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Report ─────── total\nNumbers and words here.\n",
+        "東京都は日本の首都です。人口は約千四百万人です。",
+        "人人生而自由，在尊严和权利上一律平等。",
+        "Plain words.",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_told_from_its_characters(text: str, encoding: str) -> None:
+    content = text.encode(encoding)
+    assert detect(content, "a.txt") == "text/plain"
+    assert decode(content) == Decoded(text, encoding)
+
+
+def test_numbers_in_binary_are_no_text() -> None:
+    for content in (bytes(range(256)) * 20, b"".join(n.to_bytes(2, "little") for n in range(3000))):
+        assert detect(content, "a.txt") == UNKNOWN
+
+
+def test_xml_keeps_its_attributes_and_its_blocks() -> None:
+    def pieces(xml: str) -> list[str]:
+        parsed = parse(xml.encode(), "application/xml", "a.xml")
+        return [parsed.text[element.start : element.end] for element in parsed.elements]
+
+    assert pieces("<books><book id='1' title='Dune' author='Herbert'/><book title='Emma'/></books>") == [
+        "title: Dune\nauthor: Herbert",
+        "title: Emma",
+    ]
+    assert pieces("<body><outline text='Food'><outline text='Milk'/></outline></body>") == ["text: Food", "text: Milk"]
+    assert pieces("<doc>Intro<sec><p>alpha</p><p>be<b>ta</b></p></sec><p>gamma</p></doc>") == [
+        "Intro",
+        "alpha",
+        "beta",
+        "gamma",
+    ]
+    assert pieces("<a><t>See <x>one</x><y>two</y> H<sub>2</sub>O <note><para>Aside.</para></note> on.</t></a>") == [
+        "See one two H2O",
+        "Aside.",
+        "on.",
+    ]
+    assert pieces("<r><price currency='EUR'>12</price><name>x</name></r>") == [
+        "price: 12\nprice.currency: EUR\nname: x"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "headers"),
+    [
+        ("Product,2019,2020\nApples,10,20\n", ["Product | 2019 | 2020"]),
+        ("Rank,1,2,3\nAnn,7,8,9\n", ["Rank | 1 | 2 | 3"]),
+        ("Ann,1990,2001\nBo,1991,2002\n", [None]),
+        ("Apples,10,20\nPears,30,40\n", [None]),
+        ("Name,City\nAnn,Rome\n\nCid,Bonn\nDan,Lyon\n", ["Name | City"]),
+        ("Name,Age\nAnn,30\n\nBo,31\n\nCity,Size\nRome,9\n", ["Name | Age", "City | Size"]),
+        ("Name,City\nAnn,Rome\n\nName,City\nBo,Oslo\n", ["Name | City", "Name | City"]),
+        ("sep=;\na;b\n1,5;2,5\n", ["a | b"]),
+    ],
+)
+def test_tables_and_their_headers(rows: str, headers: list[str | None]) -> None:
+    parsed = parse(rows.encode(), "text/csv", "a.csv")
+    assert [e.header_end and parsed.text[e.start : e.header_end] for e in parsed.elements] == headers
+
+
+def test_an_entity_outside_the_file_is_left_out_and_counted() -> None:
+    content = b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd"><!ENTITY y "and">]><a>words &x; &y; more</a>'
+    parsed = parse(content, "application/xml", "a.xml")
+    assert parsed.text == "words \ufffd and more"
+    assert parsed.metadata == {"external_entities": 1}
 
 
 def test_a_guess_says_that_it_is_one_and_utf8_does_not() -> None:

@@ -280,7 +280,7 @@ def blow_up(folder: Path, rows: int, pages: int) -> None:
     wanted = {
         "zip.docx": "out of memory",
         "entities.xml": "corrupt",
-        "external.xml": "corrupt",
+        "external.xml": "words \ufffd",
         "rows.xlsx": "S\n\nlast words",
         "far.xlsx": "S\n\nlast words",
         "deep.html": "corrupt",

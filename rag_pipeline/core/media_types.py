@@ -59,6 +59,8 @@ BY_SUFFIX = {
 }
 TYPE_OF_SUFFIX = {suffix: media_type for media_type, suffixes in BY_SUFFIX.items() for suffix in suffixes.split()}
 
+_PDF_HEADER = re.compile(rb"%PDF-(?P<alone>\d\.\d\s*[\r\n])?")
+_PDF_OBJECT = re.compile(rb"[\r\n]\d+ \d+ obj\b")
 _HTML = re.compile(r"<(?:!doctype\s+html|html|head|body)\b", re.I)
 _HTML_FRAGMENT = re.compile(r"<(?:p|div|span|table|h[1-6]|ul|ol|a|b|i|em|strong|br|hr|section|article)\b", re.I)
 _XML = re.compile(r"<(?:!DOCTYPE\s+\w|[A-Za-z_][\w.:-]*(?:\s+[\w.:-]+\s*=\s*[\"'][^<]*)?/?>)")
@@ -77,23 +79,33 @@ def detect(head: bytes, name: str, path: Path | None = None) -> str:
     counts as not given. Returns 'application/octet-stream' when nothing fits.
     """
     suffix = PurePath(name).suffix.lstrip(".").lower() or PurePath(name).name.lower()
-    # ISO 32000-1, annex H, implementation note 13: the header may stand anywhere in the first 1024 bytes.
-    if b"%PDF-" in head[:1024]:
+    if _is_pdf(head):
         return "application/pdf"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip_type(head, path)
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         return _ole_type(head, suffix, path)
+    text = is_text(head)
     for signature, media_type in SIGNATURES:
-        if head.startswith(signature):
+        # A signature of letters may be the first word of a text.
+        if head.startswith(signature) and not (text and signature.isalnum()):
             return media_type
+    if text:
+        return _text_type(head, suffix)
     if head[:4] == b"RIFF" and head[8:12] in (b"WEBP", b"WAVE", b"AVI "):
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}[head[8:12]]
-    if head[4:8] == b"ftyp":
-        return "video/mp4"
-    if not is_text(head):
-        return UNKNOWN
-    return _text_type(head, suffix)
+    return "video/mp4" if head[4:8] == b"ftyp" else UNKNOWN
+
+
+def _is_pdf(head: bytes) -> bool:
+    """Whether the header of a PDF stands in the first 1024 bytes (ISO 32000-1, annex H, implementation note 13), with
+    what comes after it in a PDF, not in a text about PDFs: an object, bytes that are no text, or, where the file begins
+    with it, the end of the line."""
+    header = _PDF_HEADER.search(head[:1024])
+    if header is None:
+        return False
+    begins = not head[: header.start()].strip(b"\xef\xbb\xbf \t\r\n")
+    return (begins and header["alone"] is not None) or not is_text(head) or _PDF_OBJECT.search(head) is not None
 
 
 def _text_type(head: bytes, suffix: str) -> str:
@@ -152,8 +164,13 @@ def _zip_type(head: bytes, path: Path | None) -> str:
                 return media_type
     # The names of the members stand in the clear, before each of them and once more at the end of the file.
     names = head + _piece(path, -DIRECTORY_BYTES)
-    for main, media_type in ((b"word/document", DOCX), (b"ppt/presentation", PPTX), (b"xl/workbook", XLSX)):
-        if main in names:
+    # The main part may come last, and be missing from a file cut short: other parts stand in the same folder.
+    for parts, media_type in (
+        ((b"word/document", b"word/styles"), DOCX),
+        ((b"ppt/presentation", b"ppt/slide"), PPTX),
+        ((b"xl/workbook", b"xl/worksheets", b"xl/styles", b"xl/theme"), XLSX),
+    ):
+        if any(part in names for part in parts):
             return media_type
     return EPUB if b"META-INF/container.xml" in names else "application/zip"
 

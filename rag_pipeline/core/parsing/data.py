@@ -18,6 +18,10 @@ UNREAD = {"id", "idref", "class", "style", "version", "xmlns"}
 READ = {"alt", "caption", "description", "label", "name", "text", "title"}
 # Elements that part paragraphs wherever they stand: HTML's, and those of DocBook and JATS that are called otherwise.
 BLOCKS = HTML_BLOCKS | TITLES | {"entry", "item", "para", "record", "row", "sec"}
+# An entity whose text stands in another file, which is not read: U+FFFD stands for it.
+_EXTERNAL_ENTITY = re.compile(
+    rb"""<!ENTITY\s+([\w.-]+)\s+(?:SYSTEM|PUBLIC\s+(?:"[^"]*"|'[^']*'))\s+(?:"[^"]*"|'[^']*')\s*>"""
+)
 
 
 def parse_json(content: bytes, name: str) -> Draft:
@@ -52,8 +56,9 @@ def parse_xml(content: bytes, name: str) -> Draft:
     """Any XML: a paragraph for each run of text, a record for an element that holds only named values, in attributes or
     in elements."""
     # The mark and the declaration are the XML parser's own business, but for UTF-16 and 32 without a mark.
+    content, entities = _EXTERNAL_ENTITY.subn(rb'<!ENTITY \1 "&#xFFFD;">', content)
     root = read_xml(content)
-    return Draft(list(_elements(root, _inline_tags(root))))
+    return Draft(list(_elements(root, _inline_tags(root))), {"external_entities": entities} if entities else {})
 
 
 def _load(text: str) -> object:
@@ -121,7 +126,7 @@ def _elements(root: etree._Element, inline: set[str]) -> Iterator[Block]:
         tag = etree.QName(element).localname
         has_text = bool(_own_texts(element))
         attributes = "\n".join(f"{name}: {value}" for name, value in _attributes(element, has_text))
-        if has_text and all(inner.tag in inline for inner in element.iterdescendants()):
+        if has_text and all(_is_inline(child, inline) for child in children):
             if attributes:
                 yield Block("record", attributes)
             text = _text(element)
@@ -136,7 +141,22 @@ def _elements(root: etree._Element, inline: set[str]) -> Iterator[Block]:
         else:
             if attributes:
                 yield Block("record", attributes)
-            stack += reversed([element.text or "", *(part for child in children for part in (child, child.tail or ""))])
+            stack += reversed(_parted(element, inline))
+
+
+def _parted(element: etree._Element, inline: set[str]) -> list[etree._Element | str]:
+    """What stands in an element: its children that are blocks, and the runs of text between them."""
+    parts: list[etree._Element | str] = [element.text or ""]
+    for child in element:
+        if _is_inline(child, inline):
+            parts[-1] += f"{_gap(child)}{_text(child)}{child.tail or ''}"
+        else:
+            parts += [child, child.tail or ""]
+    return parts
+
+
+def _is_inline(element: etree._Element, inline: set[str]) -> bool:
+    return element.tag in inline and all(inner.tag in inline for inner in element.iterdescendants())
 
 
 def _attributes(element: etree._Element, has_text: bool) -> Iterator[tuple[str, str]]:
@@ -153,18 +173,22 @@ def _named_values(children: list[etree._Element]) -> Iterator[str]:
         text = " ".join((child.text or "").split())
         if text:
             yield f"{name}: {text}"
-        yield from (f"{name}.{key}: {value}" for key, value in _attributes(child, bool(text)))
+        yield from (f"{name}.{key}: {value}" for key, value in _attributes(child, has_text=False))
 
 
 def _text(element: etree._Element) -> str:
-    """The text below an element; two elements that nothing parts hold two words."""
+    """The text below an element."""
     pieces: list[str] = []
     for event, inner in etree.iterwalk(element, events=("start", "end")):
         if event == "start":
-            before = inner.getprevious()
-            if before is not None and not before.tail:
-                pieces.append(" ")
+            pieces.append("" if inner is element else _gap(inner))
             pieces.append(inner.text or "")
         elif inner is not element:
             pieces.append(inner.tail or "")
     return "".join(pieces)
+
+
+def _gap(element: etree._Element) -> str:
+    """A space before an element that nothing parts from the one before: they hold two words."""
+    before = element.getprevious()
+    return " " if before is not None and not before.tail else ""

@@ -3,6 +3,7 @@ be one."""
 
 import codecs
 import re
+import unicodedata
 from dataclasses import dataclass
 
 MARKS = (  # UTF-32 before UTF-16: the mark of the one begins with that of the other.
@@ -107,34 +108,47 @@ def known(label: str) -> str | None:
 
 
 def wide_without_mark(content: bytes) -> str | None:
-    """UTF-16 or UTF-32 that carries no mark, by where its zero bytes stand; None for anything else."""
+    """UTF-16 or UTF-32 that carries no mark, by where its zero bytes stand or by the characters it makes; None for
+    anything else."""
     sample = content[:4096]
-    if b"\0" not in sample or len(content) % 2:
+    if len(content) % 2 or len(sample) < 4:
         return None
     if len(content) % 4 == 0 and len(sample) >= 8:
-        quarters = [sample[i::4].count(0) / max(len(sample[i::4]), 1) for i in range(4)]
-        if (
-            quarters[0] > 0.95
-            and quarters[1] > 0.95
-            and quarters[3] < 0.2
-            and _strict(content, "utf-32-be") is not None
-        ):
+        quarters = [sample[i::4].count(0) / len(sample[i::4]) for i in range(4)]
+        if quarters[0] > 0.95 and quarters[1] > 0.95 and quarters[3] < 0.2 and _reads(sample, "utf-32-be"):
             return "utf-32-be"
-        if (
-            quarters[3] > 0.95
-            and quarters[2] > 0.95
-            and quarters[0] < 0.2
-            and _strict(content, "utf-32-le") is not None
-        ):
+        if quarters[3] > 0.95 and quarters[2] > 0.95 and quarters[0] < 0.2 and _reads(sample, "utf-32-le"):
             return "utf-32-le"
-    even, odd = sample[0::2], sample[1::2]
-    zeros = even.count(0) / len(even), odd.count(0) / len(odd)
-    # Spaces, digits and line ends have a zero half in every script; the other half has none in a text.
-    if zeros[0] > 0.05 and zeros[1] == 0:
+    zeros = [half.count(0) / len(half) for half in (sample[0::2], sample[1::2])]
+    # Spaces, digits and line ends have a zero half in every script; the other half is zero in few characters.
+    if zeros[0] > 0.05 and zeros[1] < zeros[0] / 4 and _reads(sample, "utf-16-be"):
         return "utf-16-be"
-    if zeros[1] > 0.05 and zeros[0] == 0:
+    if zeros[1] > 0.05 and zeros[0] < zeros[1] / 4 and _reads(sample, "utf-16-le"):
         return "utf-16-le"
+    if _strict(content, "utf-8") is None:
+        return next((encoding for encoding in ("utf-16-le", "utf-16-be") if _reads_east_asian(sample, encoding)), None)
     return None
+
+
+def _reads(sample: bytes, encoding: str) -> bool:
+    """Whether the start of a file is text in an encoding: next to no controls, and nothing that no character is."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(sample)
+    except UnicodeDecodeError:
+        return False
+    strange = sum(1 for c in text if unicodedata.category(c) in ("Cc", "Cn", "Co") and c not in "\t\n\f\r")
+    return strange <= 0.002 * len(text)
+
+
+def _reads_east_asian(sample: bytes, encoding: str) -> bool:
+    """Whether a text without spaces and line ends reads as Chinese, Japanese or Korean, its kana or punctuation
+    (U+3000 to U+30FF, U+FF00 to U+FFEF) among it: in no other encoding have bytes this order."""
+    if not _reads(sample, encoding):
+        return False
+    text = codecs.getincrementaldecoder(encoding)().decode(sample)
+    marks = sum("\u3000" <= c <= "\u30ff" or "\uff00" <= c <= "\uffef" for c in text)
+    letters = sum("\u4e00" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" or c < "\x7f" for c in text)
+    return marks >= max(1, 0.04 * len(text)) and marks + letters > 0.95 * len(text)
 
 
 def is_text(head: bytes) -> bool:

@@ -12,7 +12,11 @@ from .encodings import decode
 
 # The field size limit of the csv module guards against unclosed quotes; a cell may be as long as a chapter.
 MAX_CELL = 10_000_000
+_YEAR = re.compile(r"(?:19|20)\d\d")
 _NUMBER = re.compile(r"[-+(]?[$€£]?\s*[\d.,]+\s*[%)]?$")
+
+# What Excel writes above the values to say what parts them.
+_SEPARATOR = re.compile(r"sep=(.)\r?\n")
 
 
 def parse_csv(content: bytes, name: str) -> Draft:
@@ -29,7 +33,9 @@ def _separated(content: bytes, named: str) -> Draft:
     decoded = decode(content)
     text = decoded.text.replace("\0", "")
     csv.field_size_limit(MAX_CELL)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, named))
+    if separator := _SEPARATOR.match(text):
+        text = text[separator.end() :]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator[1] if separator else _delimiter(text, named))
     return Draft(list(_tables(rows)), decoded.metadata())
 
 
@@ -84,7 +90,7 @@ def _tables(rows: Iterable[list[str]], page: int | None = None) -> Iterator[Bloc
         if not any(cell.strip() for cell in row):
             gap = bool(region)
             continue
-        if gap and not (_width(region[-1]) > 1 and _width(row) > 1 and not _is_header(row)):
+        if gap and not _goes_on(region, row):
             yield from _region(region, page)
             region = []
         region.append(row)
@@ -97,9 +103,39 @@ def _width(row: list[str]) -> int:
     return sum(1 for cell in row if cell.strip())
 
 
-def _is_header(row: list[str]) -> bool:
-    """Whether a row can be a table's header: several cells, none of them a number."""
-    return _width(row) > 1 and not any(_NUMBER.match(cell.strip()) for cell in row)
+def _is_number(cell: str) -> bool:
+    return _NUMBER.match(cell.strip()) is not None
+
+
+def _goes_on(region: list[list[str]], row: list[str]) -> bool:
+    """Whether a row after a gap is another row of the table: it is as wide, and no header, which would repeat the
+    first row or have words where the table has numbers."""
+    if _width(row) < 2 or _width(region[-1]) < 2:
+        return False
+    if any(map(_is_number, row)):
+        return True
+    first = next(above for above in region if _width(above) > 1)
+    if row == first or _width(row) != _width(first):
+        return False
+    return not any(_is_number(above) and cell.strip() for above, cell in zip(region[-1], row, strict=False))
+
+
+def _is_header(row: list[str], below: list[str]) -> bool:
+    """Whether the first row of a table is its header: several cells, none of them a number but such as name columns, in
+    which the row below has other ones."""
+    if _width(row) < 2:
+        return False
+    return not any(map(_is_number, row)) or (_names_columns(row) and not _names_columns(below))
+
+
+def _names_columns(row: list[str]) -> bool:
+    """Whether the numbers of a row, beside words, are years, or count from 1 to 3 or more."""
+    cells = [cell.strip() for cell in row if cell.strip()]
+    numbers = [cell for cell in cells if _is_number(cell)]
+    if len(numbers) == len(cells) or len(set(numbers)) < len(numbers):
+        return False
+    counted = len(numbers) >= 3 and numbers == [str(n) for n in range(1, len(numbers) + 1)]
+    return counted or all(map(_YEAR.fullmatch, numbers))
 
 
 def _region(rows: list[list[str]], page: int | None) -> Iterator[Block]:
@@ -113,7 +149,7 @@ def _region(rows: list[list[str]], page: int | None) -> Iterator[Block]:
         yield Block("paragraph", "".join(rows[start]), page)
         start += 1
     if start < len(rows):
-        header = len(rows) - start > 1 and _is_header(rows[start])
+        header = len(rows) - start > 1 and _is_header(rows[start], rows[start + 1])
         yield table_block(rows[start:], int(header), page)
 
 
