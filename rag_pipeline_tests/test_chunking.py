@@ -100,6 +100,16 @@ def test_the_models_own_limit_rules(made, tokens, most):
     chunks_of(document(*made), tokens, 0, by_characters)
 
 
+@given(st.lists(elements, min_size=1, max_size=8), st.integers(24, 80), st.integers(16, 60), st.data())
+@settings(max_examples=100, deadline=None)
+def test_no_chunk_lies_inside_a_neighbour_whatever_the_models_limit_parts(made, tokens, most, data):
+    by_characters = InputLimit(most, lambda texts: [len(text) // 2 + 2 for text in texts], "half-characters")
+    chunks = chunks_of(document(*made), tokens, data.draw(st.integers(1, tokens // 2)), by_characters)
+    for before, after in itertools.pairwise(chunks):
+        assert before.start < after.start
+        assert before.end < after.end
+
+
 @given(texts, st.integers(16, 60))
 @settings(max_examples=60, deadline=None)
 def test_cuts_leave_characters_whole(text, tokens):

@@ -118,6 +118,7 @@ def test_xml_keeps_its_attributes_and_its_blocks() -> None:
         ("Name,City\nAnn,Rome\n\nCid,Bonn\nDan,Lyon\n", ["Name | City"]),
         ("Name,Age\nAnn,30\n\nBo,31\n\nCity,Size\nRome,9\n", ["Name | Age", "City | Size"]),
         ("Name,City\nAnn,Rome\n\nName,City\nBo,Oslo\n", ["Name | City", "Name | City"]),
+        ("Name,City,Team\nAnn,Rome,Red\n\nBo,,Blue\nCid,Bonn,\n", ["Name | City | Team"]),
         ("sep=;\na;b\n1,5;2,5\n", ["a | b"]),
     ],
 )

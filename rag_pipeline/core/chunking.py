@@ -11,7 +11,7 @@ from .sections import Section, group_sections, sections
 from .tokens import TokenCounter, count_tokens
 
 # Part of every chunk key: raise it whenever the chunks of any document change.
-CHUNKER_VERSION = 1
+CHUNKER_VERSION = 2
 
 # The headings in front of a span may take this part of the limit at most, and so may a table's header.
 _LEAD_SHARE = 4
@@ -106,7 +106,8 @@ class _Document:
             yield group[0].start, group[-1].end
 
     def within(self, limit: InputLimit, spans: list[tuple[int, int]], size: int) -> list[Chunk]:
-        """The chunks of the spans, those cut further whose input is more than the model takes."""
+        """The chunks of the spans, those cut further whose input is more than the model takes. What an overlap leaves
+        wholly inside a neighbour then is no chunk."""
         chunks = [self._chunk(start, end, size) for start, end in spans]
         # No tokenizer makes more tokens than there are bytes, and two that mark the ends.
         doubtful = [i for i, chunk in enumerate(chunks) if len(chunk.input.encode()) + 2 > limit.max_tokens]
@@ -114,6 +115,8 @@ class _Document:
         excess = {i: -(-count // limit.max_tokens) for i, count in zip(doubtful, counts, strict=True)}
         kept: list[Chunk] = []
         for i, chunk in enumerate(chunks):
+            while kept and kept[-1].start >= chunk.start:
+                kept.pop()
             pieces = excess.get(i, 1)
             if pieces <= 1 or chunk.end - chunk.start == 1:
                 kept.append(chunk)
@@ -123,7 +126,8 @@ class _Document:
             parts = list(self.packer.pack(chunk.start, chunk.end, smaller, 0))
             if len(parts) == 1:
                 parts = self.packer.halves(chunk.start, chunk.end)
-            kept += self.within(limit, parts, smaller)
+            covered = kept[-1].end if kept else 0
+            kept += [piece for piece in self.within(limit, parts, smaller) if piece.end > covered]
         return kept
 
     def _chunk(self, start: int, end: int, size: int) -> Chunk:

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, time
+from itertools import zip_longest
 
 from .containers import open_zip, properties
 from .document import Block, Draft, ParseFailure, table_block
@@ -108,16 +109,17 @@ def _is_number(cell: str) -> bool:
 
 
 def _goes_on(region: list[list[str]], row: list[str]) -> bool:
-    """Whether a row after a gap is another row of the table: it is as wide, and no header, which would repeat the
+    """Whether a row after a gap is another row of the table: it is no wider, and no header, which would repeat the
     first row or have words where the table has numbers."""
     if _width(row) < 2 or _width(region[-1]) < 2:
         return False
     if any(map(_is_number, row)):
         return True
     first = next(above for above in region if _width(above) > 1)
-    if row == first or _width(row) != _width(first):
-        return False
-    return not any(_is_number(above) and cell.strip() for above, cell in zip(region[-1], row, strict=False))
+    columns = list(zip_longest(row, first, region[-1], fillvalue=""))
+    return row != first and not any(
+        cell.strip() and (not head.strip() or _is_number(above)) for cell, head, above in columns
+    )
 
 
 def _is_header(row: list[str], below: list[str]) -> bool:
