@@ -241,3 +241,14 @@ def test_raw_bytes_in_headers_are_decoded(charset: str, mark: dict) -> None:
 def test_separators_of_lines_stand_inside_json_strings() -> None:
     content = '{"text": "one\u2028two"}\r\n{"text": "x\u0085y"}\n'
     assert len(parse(content.encode(), "application/x-ndjson", "a.jsonl").elements) == 2
+
+
+def test_a_formula_that_was_never_computed_stands_for_itself() -> None:
+    from openpyxl import Workbook
+
+    workbook = Workbook()
+    for row in (("Region", "Total"), ("East", 3), ("All", "=SUM(B2:B2)")):
+        workbook.active.append(row)
+    buffer = io.BytesIO()
+    workbook.save(buffer)
+    assert parse(buffer.getvalue(), XLSX, "a.xlsx").text.endswith("Region | Total\nEast | 3\nAll | =SUM(B2:B2)")

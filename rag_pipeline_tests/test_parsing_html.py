@@ -155,3 +155,15 @@ def test_markdown_that_names_a_tag_loses_nothing_after_it() -> None:
         assert parsed.text.endswith("Last.")
     page = b"<script>\nx()\n</script>\n\n<nav>\n\nHome\n\n</nav>\n\nWords.\n"
     assert parse(page, "text/markdown", "a.md").text == "Words."
+
+
+def test_front_matter_names_its_authors_in_a_list_or_a_line() -> None:
+    def metadata(front: str) -> dict[str, object]:
+        return parse(f"---\n{front}\n---\nText\n".encode(), "text/markdown", "a.md").metadata
+
+    assert metadata('title: "A: B"\nauthor:\n  - Ann\n  - Bo\ndate: 2020-01-02') == {
+        "title": "A: B",
+        "authors": ["Ann", "Bo"],
+        "created": "2020-01-02",
+    }
+    assert metadata("author: Ann Lee\nlang: de") == {"authors": ["Ann Lee"], "language": "de"}

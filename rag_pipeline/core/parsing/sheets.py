@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, time
 from itertools import zip_longest
@@ -13,6 +14,7 @@ from .encodings import decode
 
 # The field size limit of the csv module guards against unclosed quotes; a cell may be as long as a chapter.
 MAX_CELL = 10_000_000
+_UNCOMPUTED = re.compile(rb"(?:</f>|<f[^<>]*/>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _NUMBER = re.compile(r"[-+(]?[$€£]?\s*[\d.,]+\s*[%)]?$")
 
@@ -41,18 +43,47 @@ def _separated(content: bytes, named: str) -> Draft:
 
 
 def parse_xlsx(content: bytes, name: str) -> Draft:
-    """A workbook: each sheet a title, with its tables. Values as the program last computed them."""
+    """A workbook: each sheet a title, with its tables. Values as the program last computed them; the formula where it
+    did not."""
     from openpyxl import load_workbook
 
     with open_zip(content) as archive:
         metadata = properties(archive, "docProps/core.xml")
-    workbook = load_workbook(io.BytesIO(content), read_only=True, data_only=True, keep_links=False)
+        uncomputed = any(_has_uncomputed(archive, member) for member in archive.namelist() if "worksheets/" in member)
     draft = Draft(metadata=metadata)
-    for number, sheet in enumerate(workbook.worksheets, 1):
-        sheet.reset_dimensions()  # they are the file's claim, and may be a million rows
-        rows = ([_shown(value) for value in row] for row in sheet.iter_rows(values_only=True))
-        _add_sheet(draft, sheet.title, number, rows)
+
+    def sheets(data_only: bool) -> list:
+        options = {"read_only": True, "keep_links": False, "data_only": data_only}
+        found = load_workbook(io.BytesIO(content), **options).worksheets
+        for sheet in found:
+            sheet.reset_dimensions()  # they are the file's claim, and may be a million rows
+        return found
+
+    formulas = sheets(data_only=False) if uncomputed else []
+    for number, sheet in enumerate(sheets(data_only=True), 1):
+        rows = sheet.iter_rows(values_only=True)
+        if formulas:
+            rows = map(_computed, rows, formulas[number - 1].iter_rows(values_only=True))
+        _add_sheet(draft, sheet.title, number, ([_shown(value) for value in row] for row in rows))
     return draft
+
+
+def _has_uncomputed(archive: zipfile.ZipFile, member: str) -> bool:
+    """Whether a sheet has a formula without a value, as programs other than spreadsheets write them."""
+    end = b""
+    with archive.open(member) as sheet:
+        while piece := sheet.read(1 << 20):
+            if _UNCOMPUTED.search(end + piece):
+                return True
+            end = piece[-1000:]
+    return False
+
+
+def _computed(values: Iterable[object], formulas: Iterable[object]) -> list[object]:
+    return [
+        formula if value is None and isinstance(formula, str) and formula.startswith("=") else value
+        for value, formula in zip(values, formulas, strict=False)
+    ]
 
 
 def parse_xls(content: bytes, name: str) -> Draft:
