@@ -32,9 +32,10 @@ def without_running_lines(pages: list[list[PdfLine]], headings: Headings) -> lis
             edges = [None if id(line) in headings else line for line in edges]
             titled = [outermost is max and line is not None and stands_out(line, body) for line in edges]
             running = [
-                number
-                for number, line in enumerate(edges)
-                if line is not None and (_is_repeated if titled[number] else _is_running)(edges, number)
+                n
+                for n, line in enumerate(edges)
+                if line is not None
+                and (_is_repeated(edges, n) if titled[n] else _is_running(edges, n, footer=outermost is min))
             ]
             if len(running) < 3:
                 break
@@ -47,11 +48,11 @@ def _is_repeated(edges: list[PdfLine | None], number: int, steps: tuple[int, ...
     return any(other.text == edges[number].text for other in _at_its_height(edges, number, steps).values())
 
 
-def _is_running(edges: list[PdfLine | None], number: int) -> bool:
+def _is_running(edges: list[PdfLine | None], number: int, footer: bool) -> bool:
     line = edges[number]
-    counted = _without_count(line, number, len(edges))
+    counted = _without_count(line, number, len(edges), footer)
     for neighbour, other in _at_its_height(edges, number, AROUND).items():
-        if counted & _without_count(other, neighbour, len(edges)):
+        if counted & _without_count(other, neighbour, len(edges), footer):
             return True
         if line.text == other.text and sum(map(str.isalpha, line.text)) >= 3:
             return True
@@ -68,9 +69,10 @@ def _at_its_height(edges: list[PdfLine | None], number: int, steps: tuple[int, .
     return found
 
 
-def _without_count(line: PdfLine, number: int, pages: int) -> set[tuple[str, int]]:
-    """What is left of a line without a number in it that may be its page's, and that number less the page's index. Of a
-    line whose number stands apart, by a wide gap at either end, nothing is left: headers name the section."""
+def _without_count(line: PdfLine, number: int, pages: int, footer: bool) -> set[tuple[str, int]]:
+    """What is left of a line without a number in it that may be its page's, and that number less the page's index.
+    Nothing is left of a line with the number apart, at either end of a footer or by a wide gap of a header: the rest
+    names the section."""
     found = set()
     words = line.text.lower().split()
     for index, word in enumerate(words):
@@ -78,6 +80,8 @@ def _without_count(line: PdfLine, number: int, pages: int) -> set[tuple[str, int
         # Beside words, a number beyond the last page is a year or an amount.
         if count is not None and (len(words) == 1 or line.cells or count <= pages):
             found.add((" ".join([*words[:index], "", *words[index + 1 :]]), count - number))
+            if footer and index in (0, len(words) - 1):
+                found.add(("", count - number))
     for cell in (line.cells[0], line.cells[-1]) if line.cells else ():
         count = _number(cell[2].strip().lower())
         if count is not None:
