@@ -112,9 +112,15 @@ class Runtime:
         """The cached embeddings of this provider and model."""
         return EmbeddingCache(self.redis_url, provider.base_url, provider.model.name, provider.model.dimensions)
 
+    def embedder(self, model: EmbeddingModel) -> tuple[Provider, EmbeddingCache]:
+        """What embeds with this model, and what it embedded before."""
+        provider = self.provider(model)
+        return provider, self.cache(provider)
+
     def caches(self, connection: Connection, name: str) -> list[EmbeddingCache]:
-        """The cached embeddings of every model that a collection has had, as far as its indexes know them."""
-        return [self.cache(self.provider(model)) for model in collections.models(connection, name)]
+        """The cached embeddings of every model that a collection has had, wherever it was asked."""
+        sources = collections.embedding_sources(connection, name)
+        return [EmbeddingCache(self.redis_url, *source) for source in sources]
 
     @cached_property
     def chat(self) -> ChatProvider | None:

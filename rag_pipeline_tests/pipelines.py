@@ -23,7 +23,7 @@ from rag_pipeline.core.parsing import ParseFailure, parse
 from rag_pipeline.core.retrieval import Hits
 from rag_pipeline.core.sandbox import ParserPool
 from rag_pipeline.core.stages import parsed_text
-from rag_pipeline.core.stages.cached_embeddings import IndexedReport, embed_chunks
+from rag_pipeline.core.stages.cached_embeddings import IndexedReport, embed_chunks, embed_for_active
 from rag_pipeline.core.stages.parsed_text import ParseReport, parse_documents
 from rag_pipeline.core.stages.pgvector_index import IndexReport, publish_documents
 from rag_pipeline.core.stages.raw_files import FilesReport, update_manifest
@@ -106,7 +106,6 @@ class Pipeline:
         """All five stages, through `connection` where one is given."""
         connection = connection or self.connection
         model = self.runtime.model(self.collection.settings)
-        provider = self.runtime.provider(model)
         return Run(
             update_manifest(connection, self.collection, allow_mass_removal=allow_mass_removal, progress=progress),
             parse_documents(connection, self.collection, workers=1, progress=progress),
@@ -117,9 +116,15 @@ class Pipeline:
                 self.runtime.input_limit(model),
                 progress=progress,
             ),
-            embed_chunks(connection, self.collection, provider, self.runtime.cache(provider), progress=progress),
+            self._embed(connection, progress),
             publish_documents(connection, self.collection, self.runtime.caches(self.connection, self.name)),
         )
+
+    def _embed(self, connection: Connection, progress: Callable[[int, int], None]) -> IndexedReport:
+        embedder = self.runtime.embedder(self.runtime.model(self.collection.settings))
+        report = embed_chunks(connection, self.collection, *embedder, progress=progress)
+        report.embedding.add(embed_for_active(connection, self.collection, self.runtime.embedder))
+        return report
 
     def search(self, query: str, k: int = 100, mode: str = "hybrid") -> Hits:
         return self.rag.search(self.name, query, k, mode)

@@ -323,7 +323,7 @@ def test_redis_down_is_slower_but_not_wrong(rag, handbook, server, parsing_in_pr
 def test_a_key_that_is_refused_while_ingesting(rag, handbook, server, parsing_in_process):
     server.key = "another"
     reason = rag("ingest", handbook).reason
-    assert reason.startswith("3 documents could not be embedded, the others are published: holidays.md: ")
+    assert reason.startswith("3 documents could not be embedded, what is whole is published: holidays.md: ")
     assert reason.endswith("refused the API key: set OPENAI_API_KEY to a valid one")
     status = rag.done("status", "handbook", "--json").json
     assert status["last_run"]["status"] == "failure"

@@ -114,6 +114,27 @@ def test_the_old_index_serves_until_the_new_one_is_whole_and_shows_what_it_can(f
     fruit.assert_clean()
 
 
+@pytest.mark.parametrize("settings", [{}, {"chunk_tokens": 32, "chunk_overlap": 0}])
+def test_new_content_is_served_while_a_switch_waits_and_is_paid_for_once_in_each_model(fruit, server, settings):
+    """The old index goes on taking in what is new or edited, and nothing that is only cut anew."""
+    old = active_index(fruit.connection, "docs")
+    server.refuses = lambda text: "red" in text
+    fruit.change(embedding_model="openai/another", **settings)
+    fruit.write("pears.md", "# Pears\n\nPears are yellow.")
+    fruit.write("quinces.txt", "Quinces are sour.")
+    assert set(fruit.run().published.touched) >= {"pears.md", "quinces.txt"}
+    assert active_index(fruit.connection, "docs").id == old.id
+    assert (fruit.found("yellow"), fruit.found("quinces")) == ({"pears.md"}, {"quinces.txt"})
+    asked = [text for request in server.requests if request.body["model"] == "stand-in" for text in request.inputs]
+    assert sum("Plums" in text for text in asked) == 1
+    again = len(server.requests)
+    fruit.run()
+    assert all("red" in text for request in server.requests[again:] for text in request.inputs)
+    server.refuses = lambda text: False
+    assert fruit.run().published.switched
+    fruit.assert_clean()
+
+
 def test_a_model_changed_back_before_the_switch_leaves_nothing_of_the_other(fruit, server):
     old = active_index(fruit.connection, "docs")
     server.refuses = lambda text: "red" in text

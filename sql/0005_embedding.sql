@@ -15,6 +15,15 @@ CREATE TABLE rag.embedding_total (
     unpriced   bigint NOT NULL DEFAULT 0        -- tokens of models whose price is not known
 );
 
+-- Where vectors of a collection were asked, so that whoever erases a text finds all that the cache has of it.
+CREATE TABLE rag.embedding_source (
+    collection text NOT NULL REFERENCES rag.collection ON DELETE CASCADE,
+    base_url   text NOT NULL,
+    model      text NOT NULL,
+    dimensions integer NOT NULL,
+    PRIMARY KEY (collection, base_url, model, dimensions)
+);
+
 -- Outputs of a run's steps: keys and figures, never text or vectors.
 CREATE TABLE rag.step_output (
     run_id     text NOT NULL,

@@ -31,6 +31,7 @@ from rag_pipeline.assets.sharding import (
 )
 from rag_pipeline.core.stages.cached_embeddings import (
     EmbeddedReport,
+    embed_for_active,
     embed_shard,
     finish_embeddings,
     plan_embeddings,
@@ -103,6 +104,7 @@ def report_vectors(pipeline: ResourceParam[Pipeline], plan: dict, reports: list)
         stopped=plan["stopped"],
         check_model=pipeline.reconcile,
     )
+    report.embedding.add(embed_for_active(pipeline.connection, collection, runtime.embedder))
     embedded, seconds = report.embedding, Stopwatch(plan["started"]).seconds()
     yield MaterializeResult(
         metadata={

@@ -81,7 +81,7 @@ def pgvector_index(pipeline: ResourceParam[Pipeline]) -> Iterator[AssetCheckResu
     if failures:
         path, reason = failures[0]
         raise Failure(
-            f"{len(failures)} documents could not be embedded, the others are published: {path}: {reason}",
+            f"{len(failures)} documents could not be embedded, what is whole is published: {path}: {reason}",
             metadata=metadata,
             allow_retries=False,
         )

@@ -39,6 +39,7 @@ class EmbeddingCache:
         self._redis = connect_redis(redis_url) if redis_url else None
         self._prefix = f"rag:embedding:{base_url}:{model}:{dimensions}:".encode()
         self._dimensions = dimensions
+        self.source = (base_url, model, dimensions)
         self._paused_until = {"read": 0.0, "write": 0.0}
         self._warned = False
 

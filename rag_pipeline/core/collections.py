@@ -117,14 +117,12 @@ def remove(connection: Connection, name: str) -> None:
         connection.execute("DELETE FROM rag.collection WHERE name = %s", [name])
 
 
-def models(connection: Connection, name: str) -> list[EmbeddingModel]:
-    """Every model that an index of the collection was made with, and the one it is to be made with."""
-    settings = get(connection, name).settings
-    wanted = embedding_model(settings.embedding_model, settings.dimensions)
-    rows = connection.execute(
-        "SELECT DISTINCT model, dimensions FROM rag.vector_index WHERE collection = %s", [name]
+def embedding_sources(connection: Connection, name: str) -> list[tuple[str, str, int]]:
+    """Where vectors of the collection were asked: base URL, model and dimensions."""
+    get(connection, name)
+    return connection.execute(
+        "SELECT base_url, model, dimensions FROM rag.embedding_source WHERE collection = %s", [name]
     ).fetchall()
-    return list({wanted, *(embedding_model(model, dimensions) for model, dimensions in rows)})
 
 
 def is_name(name: str) -> bool:

@@ -98,20 +98,59 @@ def count_missing(connection: Connection, index: VectorIndex) -> int:
     ).fetchone()[0]
 
 
-def missing_chunks(index: VectorIndex) -> sql.SQL:
-    """The chunks a live index lacks of what is pending, or one under construction of everything.
+def missing_chunks(index: VectorIndex, *, new_content: bool = False) -> sql.Composed:
+    """The chunks a live index lacks of what is pending, or one under construction of everything; with `new_content`,
+    of pending documents whose content, and not only its cutting, is another than the one that is served.
 
     Bind `collection` and `index`.
     """
-    documents = "pending AND" if index.active else ""
+    documents = sql.SQL("pending AND" if index.active else "")
+    if new_content:
+        documents += sql.SQL(
+            """ NOT EXISTS (SELECT FROM rag.chunking k
+                            WHERE k.collection = d.collection AND k.chunk_key = d.published_chunk_key
+                                  AND k.parse_key = d.parse_key) AND"""
+        )
     return sql.SQL(
         """SELECT c.* FROM rag.token_chunk c
            WHERE c.collection = %(collection)s
-                 AND c.chunk_key IN (SELECT chunk_key FROM rag.document
+                 AND c.chunk_key IN (SELECT chunk_key FROM rag.document d
                                      WHERE collection = %(collection)s AND {documents} NOT removed)
                  AND NOT EXISTS (SELECT FROM rag.indexed_chunk i
                                  WHERE i.index_id = %(index)s AND i.content_hash = c.content_hash)"""
-    ).format(documents=sql.SQL(documents))
+    ).format(documents=documents)
+
+
+def with_lacking(index: VectorIndex, statement: str) -> sql.Composed:
+    """A statement in which `{whole}` tests that a document `d` is chunked and has all its chunks in the index."""
+    return sql.SQL(
+        "WITH lacking AS MATERIALIZED (SELECT DISTINCT chunk_key FROM ({missing}) AS missing) " + statement
+    ).format(
+        missing=missing_chunks(index),
+        whole=sql.SQL(
+            """(EXISTS (SELECT FROM rag.chunking k WHERE k.collection = d.collection AND k.chunk_key = d.chunk_key)
+                AND NOT EXISTS (SELECT FROM lacking WHERE lacking.chunk_key = d.chunk_key))"""
+        ),
+    )
+
+
+def can_take_over(connection: Connection, index: VectorIndex) -> bool:
+    """Whether every published document is whole in an index under construction, and every moved one that is served
+    under its old path."""
+    (broken,) = connection.execute(
+        with_lacking(
+            index,
+            """SELECT count(*) FROM rag.document d
+               WHERE collection = %(collection)s AND NOT removed AND NOT {whole}
+                     AND (published_chunk_key IS NOT NULL
+                          OR coalesce(failure_stage, 'embedding') = 'embedding' AND EXISTS (
+                              SELECT FROM rag.document gone
+                              WHERE gone.collection = d.collection AND gone.content_hash = d.content_hash
+                                    AND gone.removed AND gone.published_chunk_key IS NOT NULL))""",
+        ),
+        {"collection": index.collection, "index": index.id},
+    ).fetchone()
+    return not broken
 
 
 def copy_from_sibling(connection: Connection, index: VectorIndex) -> int:

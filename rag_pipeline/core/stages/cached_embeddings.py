@@ -24,13 +24,15 @@ from rag_pipeline.core.embedding import (
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.indexing import (
     VectorIndex,
+    active_index,
+    can_take_over,
     choose_target,
     copy_from_sibling,
     insert_chunks,
     missing_chunks,
     target_index,
 )
-from rag_pipeline.core.models import EmbeddingModel
+from rag_pipeline.core.models import EmbeddingModel, embedding_model
 from rag_pipeline.core.sharding import Shard, cut
 
 # Texts looked up at a time when a run is weighed before it may ask.
@@ -125,6 +127,7 @@ def plan_embeddings(
     A shard is a range of parse keys: each document's text is read for one of them alone.
     """
     _clear_failures(connection, collection.name)
+    _remember_source(connection, collection.name, cache)
     index = choose_target(connection, collection, model)
     copied = copy_from_sibling(connection, index)
     missing = connection.execute(
@@ -151,7 +154,20 @@ def embed_shard(
 ) -> EmbeddedReport:
     """Embed what is still missing of a shard: all of it at first, less when it is done again after a crash."""
     index = target_index(connection, collection.name)
-    report, billed = EmbeddingReport(), _Billed(collection.name, provider.model)
+    inputs = _inputs(connection, index, shard)
+    return _embed(connection, index, provider, cache, inputs, progress=lambda done: progress(done, shard.size))
+
+
+def _embed(
+    connection: Connection,
+    index: VectorIndex,
+    provider: Provider,
+    cache: EmbeddingCache,
+    inputs: Iterator[EmbeddingInput],
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> EmbeddedReport:
+    report, billed = EmbeddingReport(), _Billed(index.collection, provider.model)
     inserted = 0
 
     def store(rows: list) -> None:
@@ -160,14 +176,7 @@ def embed_shard(
             inserted += insert_chunks(connection, index, rows)
             billed.write(connection, report)
 
-    embed_stream(
-        _inputs(connection, index, shard),
-        provider,
-        cache,
-        store,
-        progress=lambda done: progress(done, shard.size),
-        report=report,
-    )
+    embed_stream(inputs, provider, cache, store, progress=progress, report=report)
     with connection.transaction():
         _record_refused(connection, index, report.refused)
         billed.write(connection, report)
@@ -200,17 +209,41 @@ def finish_embeddings(
     return result
 
 
-def _missing_once(index: VectorIndex) -> sql.Composed:
+def embed_for_active(
+    connection: Connection,
+    collection: Collection,
+    connect: Callable[[EmbeddingModel], tuple[Provider, EmbeddingCache]],
+) -> EmbeddedReport:
+    """While a new index cannot take over, give the active one, by its own model, the documents whose content has
+    changed: what the provider refused of some, or has yet to answer, holds up no other."""
+    target, active = target_index(connection, collection.name), active_index(connection, collection.name)
+    if active is None or target is None or target.active or can_take_over(connection, target):
+        return EmbeddedReport()
+    provider, cache = connect(embedding_model(active.model, active.dimensions))
+    _remember_source(connection, collection.name, cache)
+    return _embed(connection, active, provider, cache, _inputs(connection, active, new_content=True))
+
+
+def _remember_source(connection: Connection, name: str, cache: EmbeddingCache) -> None:
+    """Before anything is asked there, so that what is erased later is erased from this cache too."""
+    connection.execute(
+        "INSERT INTO rag.embedding_source VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING", [name, *cache.source]
+    )
+
+
+def _missing_once(index: VectorIndex, *, new_content: bool = False) -> sql.Composed:
     """Each chunk that the index lacks, at the first place its text has, whatever shard that is in. Bind as for
     `missing_chunks`."""
     return sql.SQL(
         """SELECT k.parse_key, c.* FROM (
                SELECT DISTINCT ON (content_hash) * FROM ({missing}) AS every ORDER BY content_hash, chunk_key, ordinal
            ) AS c JOIN rag.chunking k USING (collection, chunk_key)"""
-    ).format(missing=missing_chunks(index))
+    ).format(missing=missing_chunks(index, new_content=new_content))
 
 
-def _inputs(connection: Connection, index: VectorIndex, shard: Shard | None = None) -> Iterator[EmbeddingInput]:
+def _inputs(
+    connection: Connection, index: VectorIndex, shard: Shard | None = None, *, new_content: bool = False
+) -> Iterator[EmbeddingInput]:
     """Each missing text once, document by document: the server holds the list, this process one document's text."""
     within = "WHERE parse_key BETWEEN %(first)s AND %(last)s" if shard else ""
     with connection.cursor(name="missing_chunks", withhold=True) as cursor:
@@ -218,7 +251,7 @@ def _inputs(connection: Connection, index: VectorIndex, shard: Shard | None = No
             sql.SQL(
                 """SELECT parse_key, prefix, span_start, span_end, suffix, content_hash, tokens
                    FROM ({missing}) AS missing {within} ORDER BY parse_key, ordinal"""
-            ).format(missing=_missing_once(index), within=sql.SQL(within)),
+            ).format(missing=_missing_once(index, new_content=new_content), within=sql.SQL(within)),
             {"collection": index.collection, "index": index.id, **(shard.bounds() if shard else {})},
         )
         current, text = None, ""

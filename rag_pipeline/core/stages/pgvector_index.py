@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from psycopg import Connection, sql
+from psycopg import Connection
 
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.checks import incomplete_documents
@@ -14,9 +14,10 @@ from rag_pipeline.core.indexing import (
     VectorIndex,
     active_index,
     build_graph,
+    can_take_over,
     drop_retired,
-    missing_chunks,
     target_index,
+    with_lacking,
 )
 
 CHANGES_SHOWN = 50
@@ -78,27 +79,14 @@ def _publish(connection: Connection, index: VectorIndex, report: IndexReport) ->
     document is whole in it, and every moved one that is served under its old path; until then the active one serves."""
     parameters = {"collection": index.collection, "index": index.id}
     if not index.active:
-        (broken,) = connection.execute(
-            _with_lacking(
-                index,
-                """SELECT count(*) FROM rag.document d
-                   WHERE collection = %(collection)s AND NOT removed AND NOT {whole}
-                         AND (published_chunk_key IS NOT NULL
-                              OR coalesce(failure_stage, 'embedding') = 'embedding' AND EXISTS (
-                                  SELECT FROM rag.document gone
-                                  WHERE gone.collection = d.collection AND gone.content_hash = d.content_hash
-                                        AND gone.removed AND gone.published_chunk_key IS NOT NULL))""",
-            ),
-            parameters,
-        ).fetchone()
-        report.switched = not broken
-        if broken:
+        report.switched = can_take_over(connection, index)
+        if report.switched:
+            _switch(connection, index)
+        else:
             index = active_index(connection, index.collection)
             parameters["index"] = index.id
-        else:
-            _switch(connection, index)
     published = connection.execute(
-        _with_lacking(
+        with_lacking(
             index,
             """UPDATE rag.document d SET published_chunk_key = d.chunk_key
                FROM rag.document before
@@ -122,19 +110,6 @@ def _require_whole(connection: Connection, index: VectorIndex, paths: list[str] 
             f"{len(broken)} documents of {index.collection} would have been published in parts, so nothing was: "
             f"{broken[0].subject}: {broken[0].problem}; what is served stays so: rag ingest {index.collection} again"
         )
-
-
-def _with_lacking(index: VectorIndex, statement: str) -> sql.Composed:
-    """A statement in which `{whole}` tests that a document `d` is chunked and has all its chunks in the index."""
-    return sql.SQL(
-        "WITH lacking AS MATERIALIZED (SELECT DISTINCT chunk_key FROM ({missing}) AS missing) " + statement
-    ).format(
-        missing=missing_chunks(index),
-        whole=sql.SQL(
-            """(EXISTS (SELECT FROM rag.chunking k WHERE k.collection = d.collection AND k.chunk_key = d.chunk_key)
-                AND NOT EXISTS (SELECT FROM lacking WHERE lacking.chunk_key = d.chunk_key))"""
-        ),
-    )
 
 
 def _switch(connection: Connection, index: VectorIndex) -> None:
