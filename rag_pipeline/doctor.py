@@ -103,7 +103,7 @@ def _embedding(runtime: Runtime) -> tuple[bool | None, str]:
 def _answers(runtime: Runtime) -> tuple[bool | None, str]:
     if runtime.chat is None:
         return None, "no chat model is set: answers quote the documents; set OPENAI_API_KEY for written ones"
-    return True, f"{runtime.settings.chat_model} writes them"
+    return None, f"{runtime.settings.chat_model} is to write them; it was not asked"
 
 
 def _dagster(connection: Connection) -> tuple[bool | None, str]:

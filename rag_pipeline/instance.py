@@ -31,8 +31,9 @@ UNFINISHED = ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 # What holds its collection while it runs: the jobs, and what Dagster runs when assets are materialized by hand.
 WRITING_JOBS = ("refresh_collection", "reconcile_collection", "__ASSET_JOB")
 
-# A run that was launched elsewhere has this long to import the code and say that it lives.
-TIME_TO_START = timedelta(seconds=60)
+# A run that was launched elsewhere has this long to import the code, which Dagster watches too and is to judge first
+# (start_timeout_seconds in dagster.yaml), and once it has started, to say that it lives.
+TIME_TO_START, TIME_TO_CLAIM = timedelta(minutes=5), timedelta(minutes=1)
 
 
 def dagster_environment(runtime: Runtime) -> dict[str, str]:
@@ -126,7 +127,8 @@ def settle_runs(instance: "DagsterInstance", connection: Connection, name: str |
     for record in instance.get_run_records(unfinished):
         run = record.dagster_run
         here = run.tags.get(ASKED_BY_TAG) == INGEST_COMMAND
-        starting = not here and datetime.now(UTC) - record.update_timestamp < TIME_TO_START
+        patience = TIME_TO_START if run.status.value in ("NOT_STARTED", "STARTING") else TIME_TO_CLAIM
+        starting = not here and datetime.now(UTC) - record.update_timestamp < patience
         if run.job_name in WRITING_JOBS and not starting and not is_living(connection, run.run_id):
             collection = run.tags.get("dagster/partition", "NAME")
             instance.report_run_failed(

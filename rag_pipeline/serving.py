@@ -133,6 +133,9 @@ def _only_one(home: Path) -> Iterator[TextIO]:
     path.touch()
     with path.open("r+") as file:
         if not _taken(file):
+            command, *_ = _recorded(file)
+            if command is None:
+                raise UsageError("a rag up that was killed left Dagster's UI and daemon behind: rag down ends them")
             raise UsageError("rag up runs already for this RAG_HOME: rag down stops it")
         _record(file, [psutil.Process()])
         yield file

@@ -7,12 +7,13 @@ import pytest
 from dagster import AssetCheckKey, AssetKey, RunsFilter
 from psycopg import sql
 
+from rag_pipeline.assets.cached_embeddings import SAME_MODEL
 from rag_pipeline.assets.checks import OF_A_COLLECTION, OF_A_RUN
-from rag_pipeline.core import checks
+from rag_pipeline.assets.quality import quality_holds
+from rag_pipeline.core import checks, indexing
 from rag_pipeline.core.errors import RagError
 from rag_pipeline.core.garbage import reclaim_space
 from rag_pipeline.core.indexing import active_index, build_graph, insert_chunks
-from rag_pipeline.core.stages import pgvector_index
 from rag_pipeline.definitions import build_definitions
 from rag_pipeline.instance import dagster_instance
 from rag_pipeline_tests.openai_server import error
@@ -81,10 +82,9 @@ def test_a_document_that_is_not_whole_is_not_published_nor_anything_else(fruit, 
     """Whatever makes a run take it for whole: here it believes that nothing is missing."""
     fruit.write("apples.txt", "Apples are yellow.")
     fruit.delete("pears.md")
-    embed = "rag_pipeline_tests.pipelines.embed_chunks"
-    monkeypatch.setattr(embed, lambda *arguments, **options: None)
+    monkeypatch.setattr(Pipeline, "_embed", lambda *arguments: None)
     nothing = sql.SQL("SELECT ''::bytea AS chunk_key WHERE false")
-    monkeypatch.setattr(pgvector_index, "missing_chunks", lambda index: nothing)
+    monkeypatch.setattr(indexing, "missing_chunks", lambda index, **options: nothing)
     with pytest.raises(RagError, match=r"1 documents of docs .*apples\.txt: 1 chunks are due: 1 there, 0 indexed"):
         fruit.run()
     assert fruit.found("red") == {"apples.txt"}
@@ -152,12 +152,20 @@ def evaluations(rag, job: str = "refresh_collection") -> dict[str, tuple[bool, s
 
 def test_every_run_says_how_it_left_what_it_touched(rag, handbook, server, parsing_in_process):
     rag.done("ingest", handbook)
-    assert evaluations(rag) == {"documents_whole": (True, "handbook"), "nothing_newly_failed": (True, "handbook")}
+    assert evaluations(rag) == {
+        "same_model": (True, "handbook"),
+        "documents_whole": (True, "handbook"),
+        "nothing_newly_failed": (True, "handbook"),
+    }
     (handbook / "travel.txt").write_bytes(UNPARSABLE)
     (handbook / "new.txt").write_text("And the provider is gone.")
     server.intercept = lambda request: error(401, "no", "invalid_api_key")
     assert rag("ingest", "handbook").status == 1
-    assert evaluations(rag) == {"documents_whole": (True, "handbook"), "nothing_newly_failed": (False, "handbook")}
+    assert evaluations(rag) == {
+        "same_model": (True, "handbook"),
+        "documents_whole": (True, "handbook"),
+        "nothing_newly_failed": (False, "handbook"),
+    }
 
 
 def test_a_reconciling_run_doubts_everything(rag, handbook, monkeypatch, parsing_in_process):
@@ -180,7 +188,7 @@ def test_a_reconciling_run_doubts_everything(rag, handbook, monkeypatch, parsing
         ]
         assert files["changed"].value == 1
     found = evaluations(rag, "reconcile_collection")
-    assert found.keys() == {spec.name for spec in (*OF_A_RUN, *OF_A_COLLECTION)}
+    assert found.keys() == {spec.name for spec in (*OF_A_RUN, *OF_A_COLLECTION, SAME_MODEL, quality_holds)}
     assert [name for name, (passed, _) in found.items() if not passed] == ["rows_match_chunks"]
     assert {partition for _, partition in found.values()} == {"handbook"}
 

@@ -39,7 +39,7 @@ INGEST = {
     "index": {"inserted", "deleted", "rows"},
     "seconds": {*STAGES, "total"},
 }
-STATUS = {"collection", "documents", "chunks", "index", "failures", "last_run", "access", "usage"}
+STATUS = {"collection", "documents", "chunks", "index", "failures", "last_run", "access", "usage", "embeddings"}
 
 
 @pytest.fixture

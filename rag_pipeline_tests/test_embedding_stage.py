@@ -30,11 +30,12 @@ def test_a_model_that_changed_is_noticed_when_it_is_asked(fruit, server):
     fruit.write("new.txt", "Quinces are hard.")
     assert fruit.run().embedded.same_model is True
     become_another_model(server)
-    assert fruit.run().embedded.same_model is None  # nothing to embed, nothing asked
+    assert fruit.run().embedded.same_model is True  # nothing to embed, nothing asked: as it was
     assert len(server.probes) == 2
     fruit.write("newer.txt", "Medlars are soft.")
     run = fruit.run()
     assert (run.embedded.same_model, run.published.published) == (False, 1)
+    assert fruit.run().embedded.same_model is False  # a run that asks nothing clears no alarm
 
 
 def test_an_index_that_takes_over_vectors_takes_over_their_probe(fruit, server):
@@ -52,7 +53,7 @@ def test_a_provider_that_does_not_answer_the_probe_fails_nothing(fruit, server, 
     monkeypatch.setattr(cached_embeddings, "probe", silent)
     fruit.write("new.txt", "Quinces are hard.")
     run = fruit.run()
-    assert (run.embedded.same_model, run.published.published) == (None, 1)
+    assert (run.embedded.same_model, run.published.published) == (True, 1)
 
 
 def same_model(rag: Command, name: str) -> bool | None:

@@ -2,6 +2,8 @@
 
 -- The vector of a fixed text, as the provider gave it when the index was first embedded.
 ALTER TABLE rag.vector_index ADD COLUMN probe vector;
+-- Whether it still gave that when it was last asked.
+ALTER TABLE rag.vector_index ADD COLUMN probe_holds boolean;
 
 -- What was asked of providers over a collection's life; written with the vectors it was paid for.
 CREATE TABLE rag.embedding_total (

@@ -36,10 +36,10 @@ with warnings.catch_warnings():
         "quality_holds",
         asset="retrieval_quality",
         partitions_def=shared["partitions_def"],
-        description=f"""The hit rate is no more than {LARGEST_FALL} below the best of the last {LOOKED_BACK}
-        measurements of the same questions. If it is: see with `rag search` what the questions find now, and what has
-        changed since (settings, model, documents that failed or were removed). Questions that no longer fit the
-        documents are to be corrected in {QUESTIONS}; then the comparison begins anew.""",
+        description=f"The hit rate is no more than {LARGEST_FALL} below the best of the last {LOOKED_BACK} "
+        "measurements of the same questions. If it is: see with rag search what the questions find now, and what has "
+        "changed since (settings, model, documents that failed or were removed). Questions that no longer fit the "
+        f"documents are to be corrected in {QUESTIONS}; then the comparison begins anew.",
     )
 
 

@@ -79,7 +79,7 @@ def detect(head: bytes, name: str, path: Path | None = None) -> str:
     counts as not given. Returns 'application/octet-stream' when nothing fits.
     """
     suffix = PurePath(name).suffix.lstrip(".").lower() or PurePath(name).name.lower()
-    if _is_pdf(head):
+    if _is_pdf(head, suffix):
         return "application/pdf"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip_type(head, path)
@@ -97,15 +97,16 @@ def detect(head: bytes, name: str, path: Path | None = None) -> str:
     return "video/mp4" if head[4:8] == b"ftyp" else UNKNOWN
 
 
-def _is_pdf(head: bytes) -> bool:
+def _is_pdf(head: bytes, suffix: str) -> bool:
     """Whether the header of a PDF stands in the first 1024 bytes (ISO 32000-1, annex H, implementation note 13), with
     what comes after it in a PDF, not in a text about PDFs: an object, bytes that are no text, or, where the file begins
-    with it, the end of the line."""
+    with it, the end of the line or the name of a PDF."""
     header = _PDF_HEADER.search(head[:1024])
     if header is None:
         return False
     begins = not head[: header.start()].strip(b"\xef\xbb\xbf \t\r\n")
-    return (begins and header["alone"] is not None) or not is_text(head) or _PDF_OBJECT.search(head) is not None
+    named = header["alone"] is not None or suffix == "pdf"
+    return (begins and named) or not is_text(head) or _PDF_OBJECT.search(head) is not None
 
 
 def _text_type(head: bytes, suffix: str) -> str:

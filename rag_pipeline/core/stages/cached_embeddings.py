@@ -82,8 +82,8 @@ class EmbeddedReport:
 class IndexedReport:
     """What this stage did: `copied` vectors from a sibling index, `inserted` rows in all, what the embedding cost.
 
-    `same_model` tells whether the provider answers the probe text as it did when the index was first embedded; None
-    where it was not asked.
+    `same_model` tells whether the provider, when it was last asked, answered the probe text as it did when the index
+    was first embedded; None where it never was.
     """
 
     index: VectorIndex
@@ -205,7 +205,10 @@ def finish_embeddings(
     if result.embedding.stopped:
         _record_stopped(connection, index, result.embedding.stopped)
     elif check_model or result.embedding.requested:
-        result.same_model = _same_model(connection, index, provider)
+        _ask_probe(connection, index, provider)
+    (result.same_model,) = connection.execute(
+        "SELECT probe_holds FROM rag.vector_index WHERE id = %s", [index.id]
+    ).fetchone()
     return result
 
 
@@ -279,13 +282,13 @@ def _tokens_to_ask(connection: Connection, index: VectorIndex, cache: EmbeddingC
     return tokens
 
 
-def _same_model(connection: Connection, index: VectorIndex, provider: Provider) -> bool | None:
-    """Whether the provider answers the probe as it did at first, which is kept with the index; None: it does not
-    answer. An index whose vectors came from a sibling's takes over its probe as well."""
+def _ask_probe(connection: Connection, index: VectorIndex, provider: Provider) -> None:
+    """Keep with the index whether the provider answers the probe as it did at first, if it answers at all. An index
+    whose vectors came from a sibling's takes over its probe as well."""
     try:
         answered = probe(provider)
     except ProviderError:
-        return None
+        return
     (kept,) = connection.execute(
         """UPDATE rag.vector_index v
            SET probe = coalesce(v.probe,
@@ -297,7 +300,9 @@ def _same_model(connection: Connection, index: VectorIndex, provider: Provider) 
            WHERE id = %(index)s RETURNING probe""",
         {"index": index.id, "answered": Vector(answered)},
     ).fetchone()
-    return same_model(kept.to_numpy(), answered)
+    connection.execute(
+        "UPDATE rag.vector_index SET probe_holds = %s WHERE id = %s", [same_model(kept.to_numpy(), answered), index.id]
+    )
 
 
 class _Billed:
