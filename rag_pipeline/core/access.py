@@ -157,8 +157,18 @@ def revoke_key(connection: Connection, name: str) -> None:
 
 
 def grant(connection: Connection, name: str, collection: str, *, may_write: bool = False) -> None:
-    """Let a key read a collection, and write to it or no longer; raises UsageError when either is not there."""
+    """Let a key read a collection, and write to it or no longer.
+
+    Raises UsageError when either is not there, or the key is revoked or expired.
+    """
     _require_key(connection, name)
+    (ended,) = connection.execute(
+        """SELECT CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' END
+           FROM rag.api_key WHERE name = %s""",
+        [name],
+    ).fetchone()
+    if ended:
+        raise UsageError(f"key {name} is {ended}, for good: make another with rag key create")
     granted = connection.execute(
         """INSERT INTO rag.collection_grant (key, collection, may_write)
            SELECT %s, name, %s FROM rag.collection WHERE name = %s
