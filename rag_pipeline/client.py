@@ -16,7 +16,7 @@ from rag_pipeline.core.embedding import embed_question
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.retrieval import Hits, Searcher
-from rag_pipeline.runs import Run, read_run
+from rag_pipeline.runs import Run, visible_run
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import Settings
 
@@ -35,8 +35,10 @@ class Rag:
     `Rag` of its own.
     """
 
-    def __init__(self, runtime: Runtime):
+    def __init__(self, runtime: Runtime, *, as_owner: bool = False):
+        """`as_owner` is for who owns the data and reads it without a key where there are keys."""
         self._runtime = runtime
+        self._as_owner = as_owner
         self._connection = runtime.connect_reader()
         self._searcher = Searcher(self._connection, _embedder(runtime))
         self._log = QueryLog(runtime.connect_reader)
@@ -45,10 +47,11 @@ class Rag:
     def connect(cls, api_key: str | None = None) -> Self:
         """Connect as the environment says, starting the embedded services where it names no others.
 
-        `api_key` comes before the environment's RAG_API_KEY. Raises ServiceError when the services cannot be reached.
+        `api_key` comes before the environment's RAG_API_KEY. Raises ServiceError when the services cannot be reached,
+        UsageError for a key that is empty or no text.
         """
         settings = Settings.from_environment()
-        return cls(Runtime(replace(settings, api_key=api_key or settings.api_key)))
+        return cls(Runtime(settings if api_key is None else replace(settings, api_key=api_key)))
 
     def search(
         self,
@@ -127,6 +130,7 @@ class Rag:
         """
         from rag_pipeline.core.evaluation import evaluate
 
+        self._require_reader()
         return evaluate(self._searcher, collection, questions, k, mode, progress)
 
     def questions(self, collection: str) -> "list[KnownQuestion]":
@@ -134,6 +138,7 @@ class Rag:
         such file. Raises SourceError when it cannot be read, UsageError for a line that is none."""
         from rag_pipeline.core.evaluation import source_questions
 
+        self._require_reader()
         with self._runtime.connect() as connection:
             self._runtime.require_grant(connection, collection)
             return source_questions(get(connection, collection))
@@ -153,23 +158,23 @@ class Rag:
     def run(self, run_id: str) -> Run:
         """How far a run is, what it did, or why it failed. Raises UsageError when there is no such run."""
         with self._runtime.connect() as connection:
-            run = read_run(connection, run_id)
-            self._runtime.require_grant(connection, run.collection)
-        return run
+            return visible_run(self._runtime, connection, run_id)
 
     def cancel(self, run_id: str) -> None:
         """Cancel a queued run, or end one under way; what it did is kept. Raises UsageError where there is none."""
         from rag_pipeline.queueing import cancel_run
 
-        with self._runtime.connect() as connection:
-            if self._runtime.settings.api_key:
-                self._runtime.require_grant(connection, read_run(connection, run_id).collection, to_write=True)
         cancel_run(self._runtime, run_id)
 
     def close(self) -> None:
         """End its connections, once what it was asked is recorded."""
         self._log.close()
         self._connection.close()
+
+    def _require_reader(self) -> None:
+        """Raises UsageError where reading takes a key, and there is none."""
+        if self._runtime.settings.api_key is None and not self._as_owner:
+            require_open(self._connection)
 
     def _search(
         self,
@@ -181,8 +186,7 @@ class Rag:
         *,
         merged: bool = False,
     ) -> Hits:
-        if self._runtime.settings.api_key is None:
-            require_open(self._connection)
+        self._require_reader()
         return self._searcher.search(_names(collection), query, k, mode, filters, merged=merged)
 
     def _recorded(self, hits: Hits, k: int, result: Answer, started: float) -> Answer:

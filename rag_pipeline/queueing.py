@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rag_pipeline.core.collections import get
 from rag_pipeline.core.errors import UsageError
 from rag_pipeline.instance import ASKED_BY_TAG, dagster_instance
-from rag_pipeline.runs import read_run
+from rag_pipeline.runs import visible_run
 from rag_pipeline.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ def queue_runs(runtime: Runtime, names: Sequence[str], asked_by: str, *, allow_m
 def cancel_run(runtime: Runtime, run_id: str) -> None:
     """Cancel a run that is queued, or end one that the daemon has launched; what it did until now is kept.
 
-    Raises UsageError when there is no such run, when it has ended, or when it belongs to a terminal.
+    Raises UsageError when there is no such run, when the API key may not write to its collection, when it has ended, or
+    when it belongs to a terminal.
     """
     with runtime.connect() as connection:
-        run = read_run(connection, run_id)
+        run = visible_run(runtime, connection, run_id)
+        runtime.require_grant(connection, run.collection, to_write=True)
     if run.state not in ("queued", "running"):
         raise UsageError(f"run {run_id} has ended already: rag status --run {run_id} tells how")
     with dagster_instance(runtime) as instance:

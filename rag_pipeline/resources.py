@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dagster import DagsterInstance, InitResourceContext, resource
@@ -102,5 +102,6 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
 
 @resource(description="Search and ask, as in rag_pipeline.Rag.")
 def rag_resource(context: InitResourceContext) -> Iterator[Rag]:
-    with Rag.connect() as rag:
+    # Dagster acts as the owner, whatever key its environment has for others.
+    with Rag(Runtime(replace(Settings.from_environment(), api_key=None)), as_owner=True) as rag:
         yield rag

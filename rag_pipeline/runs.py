@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from psycopg import Connection
 from psycopg.rows import dict_row
 
+from rag_pipeline.core import access
 from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.status import published_chunks
 from rag_pipeline.ingesting import IngestResult, result_of
+from rag_pipeline.runtime import Runtime
 
 STATES = {
     "NOT_STARTED": "queued",
@@ -66,7 +68,7 @@ def read_run(connection: Connection, run_id: str) -> Run:
             .fetchone()
         )
     if row is None:
-        raise UsageError(f"there is no run {run_id}: it was never asked for, or its record has been pruned")
+        raise _unknown(run_id)
     tags, state = row["tags"] or {}, STATES[row["status"]]
     collection = tags.get("dagster/partition")
     running = {key: row[key] for key in ("stage", "done", "total", "unit")} if state == "running" else {}
@@ -84,6 +86,15 @@ def read_run(connection: Connection, run_id: str) -> Run:
     )
 
 
+def visible_run(runtime: Runtime, connection: Connection, run_id: str) -> Run:
+    """The run, if it is of a collection that the API key may read; raises what `read_run` raises for all others."""
+    run = read_run(connection, run_id)
+    api_key = runtime.settings.api_key
+    if api_key is not None and run.collection not in access.allowed(connection, api_key):
+        raise _unknown(run_id)
+    return run
+
+
 def daemon_answers(connection: Connection) -> bool:
     """Whether somebody executes what is queued."""
     if not connection.execute("SELECT to_regclass('dagster.daemon_heartbeats') IS NOT NULL").fetchone()[0]:
@@ -94,6 +105,10 @@ def daemon_answers(connection: Connection) -> bool:
                                 AND timestamp > now() AT TIME ZONE 'UTC' - make_interval(secs => %s))""",
         [DAEMON_GONE],
     ).fetchone()[0]
+
+
+def _unknown(run_id: str) -> UsageError:
+    return UsageError(f"there is no run {run_id}: it was never asked for, or its record has been pruned")
 
 
 def _result(connection: Connection, run_id: str, name: str | None, run: dict) -> IngestResult | None:

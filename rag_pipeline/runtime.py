@@ -61,7 +61,7 @@ class Runtime:
 
     def connect_reader(self) -> Connection:
         """The connection to search on: bound to what the API key is granted; without a key, the owner's."""
-        if self.settings.api_key:
+        if self.settings.api_key is not None:
             return access.connect_query(self.query_database_url, self.settings.api_key)
         return self.connect()
 
@@ -70,9 +70,15 @@ class Runtime:
 
         The same whether there is such a collection or not. Without a key the caller is the owner.
         """
-        if self.settings.api_key and name not in access.allowed(connection, self.settings.api_key, to_write=to_write):
+        api_key = self.settings.api_key
+        if api_key is not None and name not in access.allowed(connection, api_key, to_write=to_write):
             right = "write to" if to_write else "read"
             raise UsageError(f"there is no collection {name} that this API key may {right}")
+
+    def require_owner(self) -> None:
+        """Raises UsageError where an API key is set: no key adds collections."""
+        if self.settings.api_key is not None:
+            raise UsageError("collections are added by the owner: leave RAG_API_KEY out if you are")
 
     def visible_collections(self, connection: Connection, *, to_write: bool = False) -> list[Collection]:
         """The collections that the API key may read, or write to; every one where none is set."""

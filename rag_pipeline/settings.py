@@ -38,6 +38,10 @@ class Settings:
     time_zone: str = "UTC"
     history_days: int = 30
 
+    def __post_init__(self) -> None:
+        if self.api_key is not None:
+            _require_key(self.api_key)
+
     @classmethod
     def from_environment(cls) -> "Settings":
         """What the environment sets and, where it does not, the file `.env` in the clone.
@@ -62,13 +66,22 @@ class Settings:
             embedding_model=value("RAG_EMBEDDING_MODEL")
             or ("openai/text-embedding-3-small" if openai_api_key else "local/all-MiniLM-L6-v2"),
             chat_model=value("RAG_CHAT_MODEL") or ("openai/gpt-4.1-mini" if openai_api_key else None),
-            api_key=value("RAG_API_KEY"),
+            # A blank one is not taken for none, which would be the owner.
+            api_key=environment["RAG_API_KEY"].strip() if environment.get("RAG_API_KEY") else None,
             requests_per_minute=_within(1, 10**9, "RAG_REQUESTS_PER_MINUTE", value("RAG_REQUESTS_PER_MINUTE")),
             tokens_per_minute=_within(1, 10**12, "RAG_TOKENS_PER_MINUTE", value("RAG_TOKENS_PER_MINUTE")),
             reconcile_hour=_within(0, 23, "RAG_RECONCILE_HOUR", value("RAG_RECONCILE_HOUR"), 3),
             time_zone=_time_zone(value("RAG_TIME_ZONE") or "UTC"),
             history_days=_within(1, 10_000, "RAG_HISTORY_DAYS", value("RAG_HISTORY_DAYS"), 30),
         )
+
+
+def _require_key(api_key: str) -> None:
+    """Raises UsageError for what no API key can be, and never quotes it."""
+    if not api_key.strip():
+        raise UsageError("the API key is empty: give one that rag key create printed, or leave it out")
+    if not api_key.isprintable():
+        raise UsageError("the API key is no text: give it as rag key create printed it")
 
 
 def _one_of(names: Sequence[str], variable: str, text: str | None) -> str:

@@ -7,10 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
+from dagster import build_resources
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core import access
 from rag_pipeline.core.errors import ServiceError, UsageError
+from rag_pipeline.core.evaluation import KnownQuestion
+from rag_pipeline.resources import rag_resource
 from rag_pipeline_tests.access_library import Library
 from rag_pipeline_tests.commands import Command
 
@@ -34,6 +37,14 @@ def command(library: Library):
             "OPENAI_BASE_URL": settings.openai_base_url,
         }
     )
+
+
+@pytest.fixture
+def known_questions(tmp_path):
+    """A file with one question."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "travel rules", "sources": ["travel.md"]}) + "\n")
+    return questions
 
 
 def test_a_key_is_shown_once_and_kept_as_its_hash_alone(command, library):
@@ -79,16 +90,25 @@ def test_grants_come_and_go_and_a_revoked_key_stays_so(command):
         (("create", "a b", "--grant", "handbook"), "cannot name a key"),
         (("create", "new", "--grant", "handbook:read"), "is no grant"),
         (("create", "new", "--grant", "handbook", "--expires", "soon"), "is no expiry"),
+        (("create", "new", "--grant", "handbook", "--expires", ""), "is no expiry"),
         (("create", "new", "--grant", "handbook", "--expires", "2020-01-01"), "is past"),
         (("revoke", "nobody"), "there is no key nobody"),
         (("grant", "nobody", "handbook"), "there is no key nobody"),
         (("grant", "reader", "nowhere"), "there is no collection nowhere"),
+        (("grant", "revoked", "handbook"), "is revoked"),
+        (("grant", "expired", "handbook"), "is expired"),
         (("ungrant", "reader", "payroll"), "is not granted payroll"),
     ],
 )
 def test_what_cannot_be_done_with_keys_is_one_line(command, arguments, reason):
     assert reason in command("key", *arguments).reason
     assert "new" not in {key["name"] for key in command.done("key", "list", "--json").json["keys"]}
+
+
+def test_a_collection_granted_twice_keeps_the_right_to_write(command):
+    command.done("key", "create", "twice", "--grant", "handbook:write", "--grant", "handbook")
+    listed = {key["name"]: key["grants"] for key in command.done("key", "list", "--json").json["keys"]}
+    assert listed["twice"] == {"handbook": True}
 
 
 def test_an_expiry_is_a_date_or_a_number_of_days():
@@ -100,10 +120,14 @@ def test_an_expiry_is_a_date_or_a_number_of_days():
             access.parse_expiry(text, now)
 
 
-def test_without_a_key_the_owner_administers_but_does_not_search(command):
+def test_without_a_key_the_owner_administers_but_does_not_search(command, library, known_questions):
     assert command.done("status", "--json").json["access"] == "by API key"
-    for arguments in (("search", "handbook", "x"), ("ask", "handbook", "x")):
+    for arguments in (("search", "handbook", "x"), ("ask", "handbook", "x"), ("evaluate", "handbook", known_questions)):
         assert "set RAG_API_KEY" in command(*arguments).reason
+    with Rag(library.owner) as rag:
+        for refused in (lambda: rag.evaluate("handbook", []), lambda: rag.questions("handbook")):
+            with pytest.raises(UsageError, match="set RAG_API_KEY"):
+                refused()
     assert command.done("show", "handbook", "travel.md", "--json").json["text"]
 
 
@@ -131,13 +155,75 @@ def test_commands_keep_to_what_the_key_is_granted(command, library):
     assert "payroll" not in command.done("status", RAG_API_KEY=reader).out
 
 
-def test_evaluating_goes_by_the_key(command, library, tmp_path):
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text(json.dumps({"question": "travel rules", "sources": ["travel.md"]}) + "\n")
+def test_dagsters_own_questions_are_the_owners_whatever_its_environment_says(command, library, monkeypatch):
+    for name, value in (command.environment | {"RAG_API_KEY": library.secrets["reader"]}).items():
+        monkeypatch.setenv(name, value)
+    with build_resources({"rag": rag_resource}) as resources:
+        assert resources.rag.questions("payroll") == []
+        assert resources.rag.retrieve("payroll", "travel rules")
+        question = KnownQuestion("travel rules", frozenset({"travel.md"}), "1")
+        assert resources.rag.evaluate("payroll", [question]).hit_rate == 1
+
+
+def test_collections_are_added_by_the_owner_and_removed_by_whoever_may_write(command, library):
+    folder = str(library.owner.settings.home.parent)
+    command.done("collection", "add", "fleeting", "--source", folder, "--set", "dimensions=64")
+    reader = command.done("key", "create", "looker", "--grant", "fleeting").out.strip()
+    writer = command.done("key", "create", "remover", "--grant", "fleeting:write").out.strip()
+    for key in (reader, writer):
+        for arguments in (("collection", "add", "mine", "--source", folder), ("ingest", folder), ("demo",)):
+            assert command(*arguments, RAG_API_KEY=key).status == 1
+        added = command("collection", "add", "mine", "--source", folder, RAG_API_KEY=key)
+        assert "collections are added by the owner" in added.reason
+    assert {c["name"] for c in command.done("collection", "list", "--json").json["collections"]} == {
+        "empty", "fleeting", "handbook", "payroll"
+    }  # fmt: skip
+    unknown = command("collection", "remove", "nowhere", RAG_API_KEY=reader).reason
+    for name, key in (("payroll", reader), ("fleeting", reader), ("payroll", writer)):
+        assert command("collection", "remove", name, RAG_API_KEY=key).reason == unknown.replace("nowhere", name)
+    command.done("collection", "remove", "fleeting", RAG_API_KEY=writer)
+
+
+def test_a_run_of_a_collection_that_is_not_granted_is_an_unknown_one(command, library):
+    run_id = command.done("ingest", "payroll", "--queue", "--json").json["run_id"]
+    writer = command.done("key", "create", "canceler", "--grant", "payroll:write").out.strip()
+    reader, accountant = library.secrets["reader"], library.secrets["accountant"]
+    for arguments in (("status", "--run", run_id), ("status", "--json", "--run", run_id), ("cancel", run_id)):
+        unknown = command(*(part.replace(run_id, "no-run") for part in arguments), RAG_API_KEY=reader).reason
+        assert command(*arguments, RAG_API_KEY=reader).reason == unknown.replace("no-run", run_id)
+    with Rag(Command(command.environment | {"RAG_API_KEY": reader}).runtime()) as rag:
+        for method in (rag.run, rag.cancel):
+            with pytest.raises(UsageError, match=f"there is no run {run_id}: it was never asked for"):
+                method(run_id)
+    assert command.done("status", "--json", "--run", run_id, RAG_API_KEY=accountant).json["state"] == "queued"
+    assert "may write to" in command("cancel", run_id, RAG_API_KEY=accountant).reason
+    command.done("cancel", run_id, RAG_API_KEY=writer)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_key_is_nobodys(command, library, monkeypatch, empty):
+    for name, value in (command.environment | {"RAG_API_KEY": library.secrets["reader"]}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="the API key is empty"):
+        Rag.connect(api_key=empty)
+
+
+@pytest.mark.parametrize(("key", "reason"), [(" ", "is empty"), ("rag_\udcff", "is no text"), ("a\0", "is no text")])
+def test_what_cannot_be_a_key_is_one_line(command, key, reason):
+
+    if "\0" in key:  # Which no environment holds.
+        with pytest.raises(UsageError, match=reason):
+            Rag.connect(api_key=key)
+    else:
+        done = Command(command.environment | {"RAG_API_KEY": key})("collection", "list")
+        assert reason in done.reason
+
+
+def test_evaluating_goes_by_the_key(command, library, known_questions):
     reader = library.secrets["reader"]
-    assert command.done("evaluate", "handbook", questions, "--json", RAG_API_KEY=reader).json["hit_rate"] == 1
-    unknown = command("evaluate", "nowhere", questions, RAG_API_KEY=reader)
-    refused = command("evaluate", "payroll", questions, RAG_API_KEY=reader)
+    assert command.done("evaluate", "handbook", known_questions, "--json", RAG_API_KEY=reader).json["hit_rate"] == 1
+    unknown = command("evaluate", "nowhere", known_questions, RAG_API_KEY=reader)
+    refused = command("evaluate", "payroll", known_questions, RAG_API_KEY=reader)
     assert refused.reason == unknown.reason.replace("nowhere", "payroll")
 
 

@@ -6,10 +6,12 @@ from contextlib import closing
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core import access
-from rag_pipeline.core.errors import UsageError
+from rag_pipeline.core.errors import ServiceError, UsageError
 from rag_pipeline.core.retrieval import Searcher
 from rag_pipeline_tests.access_library import COLLECTIONS, GRANTS, Library
 
@@ -90,12 +92,11 @@ def test_raw_sql_of_the_query_role_sees_the_rows_of_its_key(library, key):
             found = {row[0] for row in connection.execute(statement)}
             assert found == GRANTS.get(key, set())
             connection.rollback()
-        for table in ("indexed_chunk", "index_term"):
-            identify(connection, library.secrets[key])
-            found = connection.execute(f"SELECT DISTINCT index_id FROM rag.{table}").fetchall()
-            assert len(found) == len(GRANTS.get(key, set()))
-            connection.rollback()
-            assert connection.execute(f"SELECT count(*) FROM rag.{table}").fetchone() == (0,)
+        identify(connection, library.secrets[key])
+        found = connection.execute("SELECT DISTINCT index_id FROM rag.indexed_chunk").fetchall()
+        assert len(found) == len(GRANTS.get(key, set()))
+        connection.rollback()
+        assert connection.execute("SELECT count(*) FROM rag.indexed_chunk").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("forged", ["reader", "rag_reader", "", "*", "%", "reader' OR true --"])
@@ -115,6 +116,10 @@ REFUSED = (
     "SELECT * FROM rag.collection_grant",
     "SELECT * FROM rag.query_log",
     "SELECT * FROM rag.garbage",
+    "SELECT * FROM rag.index_term",
+    "SELECT lo_creat(-1)",
+    "SELECT lo_create(0)",
+    "SELECT lo_from_bytea(0, 'x')",
     "SELECT source FROM rag.collection",
     "SELECT settings FROM rag.collection",
     "SELECT * FROM rag.indexed_chunk_{index}",
@@ -199,6 +204,45 @@ def test_candidates_of_an_index_that_is_not_granted_are_none(library):
             for name, index in {**indexes, "nowhere": 999_999}.items():
                 identify(connection, library.secrets[key])
                 assert connection.execute(count, [index]).fetchone() == (int(name in GRANTS.get(key, set())),)
+
+
+def test_the_words_of_an_index_that_is_not_granted_are_none(library):
+    with closing(library.owner.connect()) as owner:
+        indexes = dict(owner.execute("SELECT collection, id FROM rag.vector_index").fetchall())
+    count = "SELECT count(*) FROM rag.term_counts(%s, '{travel,rule,unheard}')"
+    with library.raw() as connection:
+        for key in KEYS:
+            for name, index in {**indexes, "nowhere": 999_999}.items():
+                identify(connection, library.secrets[key])
+                assert connection.execute(count, [index]).fetchone() == (2 * (name in GRANTS.get(key, set())),)
+
+
+def test_what_a_login_sets_for_its_role_changes_no_connection(library):
+    login = sql.Identifier(access.EMBEDDED_LOGIN)
+    spoilt = {
+        "search_path": "nowhere",
+        "statement_timeout": "50",
+        "default_transaction_read_only": "on",
+        "row_security": "off",
+        "client_encoding": "LATIN1",
+    }
+    with library.raw(autocommit=True) as connection:
+        for name, value in spoilt.items():
+            connection.execute(sql.SQL("ALTER ROLE {} SET {} = {}").format(login, sql.SQL(name), value))
+        try:
+            with library.rag("reader") as rag:
+                assert rag.search("handbook", "travel rules")
+            with closing(access.connect_query(library.owner.query_database_url, library.secrets["reader"])) as other:
+                for name, value in spoilt.items():
+                    assert other.execute(sql.SQL("SHOW {}").format(sql.SQL(name))).fetchone() != (value,)
+        finally:
+            connection.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(login))
+
+
+def test_a_login_that_does_not_see_the_vectors_is_told_so_in_one_line(library):
+    url = make_conninfo(library.owner.query_database_url, options="-c search_path=nowhere")
+    with pytest.raises(ServiceError, match="search_path"):
+        access.connect_query(url, library.secrets["reader"])
 
 
 def test_a_prepared_statement_kept_over_a_change_of_keys_follows_the_key(library):

@@ -1,9 +1,12 @@
 """The record of what was searched and asked: complete, off the query's path, and without questions unless wanted."""
 
+import threading
 from contextlib import closing
+from dataclasses import asdict
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from rag_pipeline.core import access, audit, collections
 from rag_pipeline.core.audit import Query, QueryLog, record_queries
@@ -86,6 +89,62 @@ def test_a_key_writes_as_itself_about_what_it_is_granted_and_reads_nothing(libra
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
     assert rows(log, "key, collections") == [("reader", ["handbook"])]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"collections": []},
+        {"collections": ["payroll"]},
+        {"collections": ["handbook", "payroll"]},
+        {"mode": "psychic"},
+        {"kind": "theft"},
+        {"k": -1},
+        {"hits": 10**6},
+        {"tokens": -5},
+        {"tokens": 10**12},
+        {"cost_usd": -1.0},
+        {"cost_usd": 10**9},
+        {"seconds": -1.0},
+        {"seconds": 10**9},
+        {"question": "x" * 200_000},
+    ],
+)
+def test_what_no_search_can_have_been_is_not_recorded(library, log, wrong):
+    with closing(access.connect_query(library.owner.query_database_url, library.secrets["reader"])) as connection:
+        record_queries(connection, [query(**wrong), query()])
+        connection.api_key = library.secrets["reader"]
+        with connection.transaction():
+            forged = [asdict(query()) | {"seconds_ago": 10**8, "at": "2001-01-01", "key": "auditor"}]
+            connection.execute("SELECT rag.record_queries(%s)", [Jsonb(forged)])
+    assert rows(log, "key, collections, at > now() - interval '1 minute'") == [("reader", ["handbook"], True)] * 2
+
+
+def test_closing_does_not_wait_for_a_record_that_somebody_has_locked(library, log, caplog):
+    recorded = QueryLog(library.owner.connect)
+    with closing(library.owner.connect()) as other, other.transaction():
+        other.execute("LOCK TABLE rag.query_log")
+        recorded.record(query())
+        closer = threading.Thread(target=recorded.close, daemon=True)
+        closer.start()
+        closer.join(30)
+        assert not closer.is_alive()
+    assert "1 queries were not recorded: QueryCanceled" in caplog.text
+    assert "who?" not in caplog.text
+    assert rows(log) == []
+
+
+def test_the_use_of_a_collection_that_was_removed_is_not_that_of_its_successor(library, log):
+    settings = {"embedding_model": library.owner.settings.embedding_model, "dimensions": 64}
+    collections.add(log, "phoenix", "/tmp", settings)
+    record_queries(log, [query(collections=["phoenix"])])
+    assert len(audit.usage(log, "phoenix")) == 1
+    collections.remove(log, "phoenix")
+    collections.add(log, "phoenix", "/tmp", settings)
+    try:
+        assert audit.usage(log, "phoenix") == []
+    finally:
+        collections.remove(log, "phoenix")
 
 
 def test_a_record_that_cannot_be_written_fails_no_search(library, log):

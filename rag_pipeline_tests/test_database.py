@@ -133,6 +133,33 @@ def test_no_password_is_shown_however_it_is_written(password):
         assert "reader" in shown
 
 
+@pytest.mark.parametrize(
+    "userinfo",
+    [
+        "reader:s3c@ret",
+        "reader:s3c/ret",
+        "reader:/s3cret",
+        "reader:s3cret@",
+        "reader:ab@s3cret/x",
+        "reader:1234/s3cret",
+    ],
+)
+def test_nothing_is_shown_of_a_url_whose_password_is_not_percent_encoded(userinfo):
+    url = f"postgresql://{userinfo}@127.0.0.1:1/library"
+    assert masked(url) == "postgresql://... (percent-encode the special characters of its password)"
+    with pytest.raises(ServiceError) as error:
+        connect(url)
+    for part in ("s3c", "ret"):
+        assert part not in one_line(error)
+    assert "RAG_DATABASE_URL" in one_line(error)
+
+
+def test_a_url_without_its_server_shows_no_password():
+    with pytest.raises(ServiceError) as error:
+        connect("postgresql://reader:s3cret")
+    assert "s3cret" not in one_line(error)
+
+
 @contextmanager
 def refusing_server() -> Iterator[int]:
     """The port of a server that asks for a password and takes none (PostgreSQL's protocol 3.0)."""

@@ -245,10 +245,13 @@ def test_a_question_is_asked_once(server, provider, redis_url):
     assert len(server.requests) == 1
 
 
-def test_a_question_and_a_chunk_share_the_cache(server, provider, redis_url):
+def test_that_a_question_is_free_does_not_tell_that_a_chunk_says_so(server, provider, redis_url):
     cache = cache_of(provider, redis_url)
     embed_stream([one_input("a text")], provider, cache, lambda rows: None)
+    assert embed_question(provider, cache, "a text")[1] > 0
     assert embed_question(provider, cache, "a text")[1] == 0
+    cache.forget([one_input("a text").hash])
+    assert embed_question(provider, cache, "a text")[1] > 0
 
 
 def test_a_question_that_is_too_long_is_refused_before_it_is_asked(server, provider):

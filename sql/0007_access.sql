@@ -85,7 +85,18 @@ BEGIN
     END IF;
 END $$;
 
--- What a batch of queries was, from the one whose key is bound. That one may have been revoked in between, not long ago.
+-- In how many chunks of an index these words are. The table itself is not granted: a condition on a word would reach it before a
+-- policy did, and EXPLAIN tell whether the word is there.
+CREATE FUNCTION rag.term_counts(index_id bigint, terms text[]) RETURNS TABLE (lexeme text, chunks bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF rag.owns_data() OR index_id = ANY (rag.allowed_indexes()) THEN
+        RETURN QUERY SELECT t.term, t.chunks FROM rag.index_term t WHERE t.index_id = $1 AND t.term = ANY ($2);
+    END IF;
+END $$;
+
+-- What a batch of queries was, from the one whose key is bound. That one may have been revoked in between, not long ago. The time is
+-- the server's; an entry that no search can have made is left out.
 CREATE FUNCTION rag.record_queries(entries jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -98,18 +109,22 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO rag.query_log
-    SELECT now() - make_interval(secs => greatest(e.seconds_ago, 0)), caller, e.collections, e.kind, e.mode, e.k, e.hits, e.tokens,
+    SELECT clock_timestamp(), caller, e.collections, e.kind, e.mode, e.k, e.hits, e.tokens,
            e.cost_usd, e.seconds, e.answered,
            CASE WHEN (SELECT bool_and(coalesce(settings ->> 'log_questions' = 'true', false))
                       FROM rag.collection WHERE name = ANY (e.collections)) THEN e.question END
     FROM jsonb_to_recordset(entries) AS e (
-        seconds_ago float8, collections text[], kind text, mode text, k integer, hits integer, tokens bigint, cost_usd float8,
+        collections text[], kind text, mode text, k integer, hits integer, tokens bigint, cost_usd float8,
         seconds float8, answered boolean, question text)
-    WHERE caller IS NULL
-          OR e.collections <@ ARRAY(SELECT collection FROM rag.collection_grant WHERE key = caller);
+    WHERE (caller IS NULL OR e.collections <@ ARRAY(SELECT collection FROM rag.collection_grant WHERE key = caller))
+          AND cardinality(e.collections) BETWEEN 1 AND 1000
+          AND e.kind IN ('search', 'ask') AND e.mode IN ('hybrid', 'vector', 'text')
+          AND e.k BETWEEN 0 AND 1000 AND e.hits BETWEEN 0 AND 1000
+          AND e.tokens BETWEEN 0 AND 100000000 AND coalesce(e.cost_usd, 0) BETWEEN 0 AND 10000
+          AND e.seconds BETWEEN 0 AND 86400 AND coalesce(length(e.question), 0) <= 100000;
 END $$;
 
-REVOKE ALL ON FUNCTION rag.owns_data, rag.allowed_collections, rag.allowed_indexes, rag.text_candidates, rag.record_queries
+REVOKE ALL ON FUNCTION rag.owns_data, rag.allowed_collections, rag.allowed_indexes, rag.text_candidates, rag.term_counts, rag.record_queries
     FROM PUBLIC;
 
 -- A policy's list is made once for a query, for in its parentheses it depends on no row. To the planner an IS NOT NULL keeps nearly
@@ -120,7 +135,6 @@ ALTER TABLE rag.parsed_text ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rag.chunking ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rag.token_chunk ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rag.vector_index ENABLE ROW LEVEL SECURITY;
-ALTER TABLE rag.index_term ENABLE ROW LEVEL SECURITY;
 ALTER TABLE rag.indexed_chunk ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY granted ON rag.collection FOR SELECT USING (array_position((SELECT rag.allowed_collections()), name) IS NOT NULL);
@@ -129,7 +143,6 @@ CREATE POLICY granted ON rag.parsed_text FOR SELECT USING (array_position((SELEC
 CREATE POLICY granted ON rag.chunking FOR SELECT USING (array_position((SELECT rag.allowed_collections()), collection) IS NOT NULL);
 CREATE POLICY granted ON rag.token_chunk FOR SELECT USING (array_position((SELECT rag.allowed_collections()), collection) IS NOT NULL);
 CREATE POLICY granted ON rag.vector_index FOR SELECT USING (array_position((SELECT rag.allowed_collections()), collection) IS NOT NULL);
-CREATE POLICY granted ON rag.index_term FOR SELECT USING (array_position((SELECT rag.allowed_indexes()), index_id) IS NOT NULL);
 CREATE POLICY granted ON rag.indexed_chunk FOR SELECT USING (array_position((SELECT rag.allowed_indexes()), index_id) IS NOT NULL);
 
 -- Makes the query role, which all databases of a server share, where that is missing and may be made, and grants it what it may
@@ -141,10 +154,10 @@ BEGIN
     END IF;
     GRANT USAGE ON SCHEMA rag TO rag_query;
     GRANT SELECT (name, active_index) ON rag.collection TO rag_query;
-    GRANT SELECT ON rag.document, rag.parsed_text, rag.chunking, rag.token_chunk, rag.vector_index, rag.index_term,
-                    rag.indexed_chunk, rag.migration TO rag_query;
+    GRANT SELECT ON rag.document, rag.parsed_text, rag.chunking, rag.token_chunk, rag.vector_index, rag.indexed_chunk,
+                    rag.migration TO rag_query;
     GRANT EXECUTE ON FUNCTION rag.owns_data, rag.allowed_collections, rag.allowed_indexes, rag.text_candidates,
-                              rag.record_queries TO rag_query;
+                              rag.term_counts, rag.record_queries TO rag_query;
     RETURN true;
 EXCEPTION
     WHEN insufficient_privilege THEN
@@ -155,4 +168,15 @@ EXCEPTION
 END $$;
 
 REVOKE ALL ON FUNCTION rag.grant_query_role FROM PUBLIC;
+
+-- PostgreSQL lets every login store large objects, which fill the disk. Only who owns the server can take that back.
+DO $$
+BEGIN
+    REVOKE EXECUTE ON FUNCTION pg_catalog.lo_creat(integer), pg_catalog.lo_create(oid), pg_catalog.lo_from_bytea(oid, bytea),
+                               pg_catalog.lo_import(text), pg_catalog.lo_import(text, oid) FROM PUBLIC;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        NULL;
+END $$;
+
 SELECT rag.grant_query_role();

@@ -25,6 +25,7 @@ def collection() -> None:
 @click.pass_obj
 def collection_add(runtime: Runtime, name: str, source: str, assignments: tuple[str, ...]) -> None:
     """Register a collection. Nothing is read before it is ingested."""
+    runtime.require_owner()
     settings = _settings(assignments)
     with runtime.connect() as connection:
         add_collection(runtime, connection, name, source, settings)
@@ -79,6 +80,7 @@ def collection_set(runtime: Runtime, name: str, assignments: tuple[str, ...]) ->
 def collection_remove(runtime: Runtime, name: str, purge: bool) -> None:
     """Drop a collection and everything derived from its files; the files stay."""
     with runtime.connect() as connection:
+        runtime.require_grant(connection, name, to_write=True)
         collections.get(connection, name)
         run_id = f"removal {uuid4()}"
         with claim(connection, name, run_id, lambda run: click.echo(f"waiting for a run of {name} to end", err=True)):

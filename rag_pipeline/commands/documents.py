@@ -28,6 +28,7 @@ def demo(runtime: Runtime) -> None:
     from rag_pipeline.client import Rag
     from rag_pipeline.printing import print_answer
 
+    runtime.require_owner()
     with runtime.connect() as connection:
         if collections.find(connection, DEMO) is None:
             settings = {"embedding_model": runtime.settings.embedding_model, "include": ("README.md", "docs/*.md")}
@@ -144,7 +145,7 @@ def status(runtime: Runtime, name: str | None, run_id: str | None, as_json: bool
                 "last_run": last_run(runtime, connection, each),
                 "access": access,
                 # Who else uses a collection is for its owner to know.
-                "usage": [] if runtime.settings.api_key else usage(connection, each),
+                "usage": [] if runtime.settings.api_key is not None else usage(connection, each),
             }
             for each in names
         ]
@@ -238,11 +239,10 @@ def _ingest_all(runtime: Runtime, names: list[str], allow_mass_removal: bool, wa
 
 def _print_run(runtime: Runtime, run_id: str, as_json: bool) -> None:
     from rag_pipeline.printing import print_run
-    from rag_pipeline.runs import read_run
+    from rag_pipeline.runs import visible_run
 
     with runtime.connect() as connection:
-        run = read_run(connection, run_id)
-        runtime.require_grant(connection, run.collection)
+        run = visible_run(runtime, connection, run_id)
     if as_json:
         print_json(asdict(run))
     else:

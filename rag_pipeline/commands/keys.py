@@ -22,8 +22,10 @@ def key() -> None:
 @click.pass_obj
 def key_create(runtime: Runtime, name: str, grants: tuple[str, ...], expires: str | None) -> None:
     """Make a key and print its secret, this once."""
-    granted = dict(map(access.parse_grant, grants))
-    expires_at = access.parse_expiry(expires, datetime.now(UTC)) if expires else None
+    granted: dict[str, bool] = {}
+    for collection, may_write in map(access.parse_grant, grants):
+        granted[collection] = may_write or granted.get(collection, False)
+    expires_at = access.parse_expiry(expires, datetime.now(UTC)) if expires is not None else None
     with runtime.connect() as connection:
         secret = access.create_key(connection, name, granted, expires_at)
     click.echo(secret)

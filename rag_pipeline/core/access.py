@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 import psycopg
 from psycopg import Connection, sql
@@ -57,6 +58,21 @@ class QueryConnection(Connection):
     """
 
     api_key: str | None = None
+
+    @classmethod
+    def connect(cls, *arguments: object, **options: object) -> Self:
+        """Every login may change its own role's settings, for all who use it: here they do not count."""
+        connection = super().connect(*arguments, **options)
+        connection.execute(
+            """SELECT set_config(name, CASE name
+                   WHEN 'client_encoding' THEN 'UTF8'
+                   WHEN 'search_path' THEN (
+                       SELECT quote_ident(nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+                       WHERE extname = 'vector')
+                   ELSE boot_val END, false)
+               FROM pg_settings WHERE source IN ('user', 'database user')"""
+        )
+        return connection
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator:
@@ -157,8 +173,18 @@ def revoke_key(connection: Connection, name: str) -> None:
 
 
 def grant(connection: Connection, name: str, collection: str, *, may_write: bool = False) -> None:
-    """Let a key read a collection, and write to it or no longer; raises UsageError when either is not there."""
+    """Let a key read a collection, and write to it or no longer.
+
+    Raises UsageError when either is not there, or the key is revoked or expired.
+    """
     _require_key(connection, name)
+    (ended,) = connection.execute(
+        """SELECT CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' END
+           FROM rag.api_key WHERE name = %s""",
+        [name],
+    ).fetchone()
+    if ended:
+        raise UsageError(f"key {name} is {ended}, for good: make another with rag key create")
     granted = connection.execute(
         """INSERT INTO rag.collection_grant (key, collection, may_write)
            SELECT %s, name, %s FROM rag.collection WHERE name = %s

@@ -1,10 +1,11 @@
 """What was searched and asked, by whom: recorded off the query's path, kept for a time, counted for `rag status`."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from time import monotonic
 
 import psycopg
@@ -14,12 +15,18 @@ from psycopg.types.json import Jsonb
 
 from rag_pipeline.core.errors import RagError
 
+log = logging.getLogger(__name__)
+
 # A batch is written when it is so large, or its first query so many seconds old.
 BATCH = 100
 SECONDS = 1.0
 
 # Beyond so many that wait for a database that does not take them, the newest are dropped.
 MOST_WAITING = 10_000
+
+# A database that takes a batch no sooner has lost it; and the seconds that closing waits at most, whatever hangs.
+STATEMENT_TIMEOUT = "2s"
+CLOSING_SECONDS = 5.0
 
 # How long what was asked can be looked up.
 KEPT_DAYS = 90
@@ -39,7 +46,6 @@ class Query:
     cost_usd: float | None
     seconds: float
     answered: bool | None = None
-    at: float = field(default_factory=monotonic)
 
 
 class QueryLog:
@@ -56,15 +62,22 @@ class QueryLog:
         if self._writer is None:
             self._writer = threading.Thread(target=self._write_all, name="rag query log", daemon=True)
             self._writer.start()
-        with suppress(queue.Full):
+        try:
             self._waiting.put_nowait(query)
+        except queue.Full:
+            log.warning("a query was not recorded: %d wait already", MOST_WAITING)
 
     def close(self) -> None:
-        """Write what is waiting; returns when it is written or lost."""
-        if self._writer is not None:
-            self._waiting.put(None)
-            self._writer.join()
-            self._writer = None
+        """Write what is waiting; returns when it is written or lost, within CLOSING_SECONDS or so."""
+        if self._writer is None:
+            return
+        deadline = monotonic() + CLOSING_SECONDS
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSING_SECONDS)
+        self._writer.join(max(0.0, deadline - monotonic()))
+        if self._writer.is_alive():
+            log.warning("the last queries were not recorded: the database does not answer")
+        self._writer = None
 
     def _write_all(self) -> None:
         connection, closing = None, False
@@ -73,9 +86,13 @@ class QueryLog:
             if not batch:
                 continue
             try:
-                connection = connection or self._connect()
+                if connection is None:
+                    connection = self._connect()
+                    connection.execute("SELECT set_config('statement_timeout', %s, false)", [STATEMENT_TIMEOUT])
                 record_queries(connection, batch)
-            except (psycopg.Error, RagError):
+            except (psycopg.Error, RagError) as error:
+                # The error's own text may quote a question.
+                log.warning("%d queries were not recorded: %s", len(batch), type(error).__name__)
                 if connection is not None:
                     connection.close()
                 connection = None
@@ -99,11 +116,10 @@ class QueryLog:
 
 
 def record_queries(connection: Connection, queries: Sequence[Query]) -> None:
-    """Write queries as whoever the connection acts for."""
+    """Write queries as whoever the connection acts for, at the time it is now."""
     entries = []
     for query in queries:
         entry = asdict(query)
-        entry["seconds_ago"] = monotonic() - entry.pop("at")
         entry["question"] = query.question.replace("\0", "")
         entries.append(entry)
     with connection.transaction():
@@ -111,12 +127,18 @@ def record_queries(connection: Connection, queries: Sequence[Query]) -> None:
 
 
 def usage(connection: Connection, name: str) -> list[dict[str, object]]:
-    """Who used a collection within KEPT_DAYS: {key, queries, tokens, last}, busiest first; key None is the owner."""
+    """Who used a collection within KEPT_DAYS: {key, queries, tokens, last}, busiest first; key None is the owner.
+
+    One of the same name that was removed before is another collection.
+    """
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             """SELECT key, count(*) AS queries, sum(tokens)::bigint AS tokens, max(at)::timestamptz(0) AS last
-               FROM rag.query_log WHERE collections @> ARRAY[%s] GROUP BY key ORDER BY queries DESC, key""",
-            [name],
+               FROM rag.query_log
+               WHERE collections @> ARRAY[%(name)s]
+                     AND at >= (SELECT created_at FROM rag.collection WHERE name = %(name)s)
+               GROUP BY key ORDER BY queries DESC, key""",
+            {"name": name},
         ).fetchall()
 
 

@@ -1,8 +1,10 @@
 """Embeddings in Redis, so that no text is paid for twice; losing them costs money, never correctness.
 
 Key: the provider's base URL, the model, its dimensions and the sha256 of the input. Value: the vector's float32 bytes.
+Questions are kept apart from chunks: that a question costs nothing tells nobody what a document says.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +28,11 @@ def connect_redis(url: str) -> redis.Redis:
     return redis.Redis.from_url(
         url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 1)
     )
+
+
+def question_hash(text: str) -> bytes:
+    """Where a question stands in the cache: no chunk's hash, for that has 32 bytes."""
+    return _of_question(hashlib.sha256(text.encode()).digest())
 
 
 class EmbeddingCache:
@@ -63,14 +70,19 @@ class EmbeddingCache:
             self._attempt("write", write)
 
     def forget(self, hashes: Iterable[bytes]) -> None:
-        """Delete these vectors. Raises ServiceError when Redis cannot confirm it."""
-        keys = [self._key(hash) for hash in hashes]
+        """Delete these vectors, and those of questions of the same words.
+
+        Raises ServiceError when Redis cannot confirm it.
+        """
+        keys = [self._key(each) for hash in hashes for each in (hash, _of_question(hash))]
         if self._redis is None or not keys:
             return
         try:
             self._redis.unlink(*keys)
         except redis.RedisError as error:
-            raise ServiceError(f"Redis did not delete {len(keys)} cached embeddings ({error}): try again") from error
+            raise ServiceError(
+                f"Redis did not delete {len(keys) // 2} cached embeddings ({error}): try again"
+            ) from error
 
     def _key(self, hash: bytes) -> bytes:
         return self._prefix + hash.hex().encode()
@@ -93,3 +105,7 @@ class EmbeddingCache:
                 self._warned = True
                 log.warning("Redis failed (%s): embeddings are not cached until it is back", type(error).__name__)
             return None
+
+
+def _of_question(hash: bytes) -> bytes:
+    return b"question:" + hash

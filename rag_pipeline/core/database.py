@@ -27,10 +27,18 @@ def connect(
 ) -> Kind:
     """A connection that understands `vector` values; `with connection.transaction():` groups statements.
 
-    Raises ServiceError when the server cannot be reached, naming the environment variable that says where it is.
+    Raises ServiceError when the server cannot be reached, naming the environment variable that says where it is, or
+    when this login does not see pgvector's types.
     """
     connection = _open(database_url, autocommit, kind, variable)
-    register_vector(connection)
+    try:
+        register_vector(connection)
+    except psycopg.ProgrammingError:
+        connection.close()
+        raise ServiceError(
+            f"the login of {variable} does not see pgvector's types: its search_path lacks their schema, or the "
+            "database is another one"
+        ) from None
     return connection
 
 
@@ -66,8 +74,13 @@ def migrate(database_url: str) -> None:
 
 
 def masked(database_url: str) -> str:
-    """What a valid URL says, as it may be shown to a person: without its passwords."""
+    """What a valid URL says, as it may be shown to a person: without its passwords.
+
+    Of a URL in which a part of its password may stand for something else, nothing but its scheme is shown.
+    """
     parts = conninfo_to_dict(database_url)
+    if _is_ambiguous(database_url):
+        return f"{database_url.partition('://')[0]}://... (percent-encode the special characters of its password)"
     return make_conninfo(**{key: "***" if "password" in key else value for key, value in parts.items()})
 
 
@@ -80,11 +93,25 @@ def _open(
         # Its message may quote what it could not read, a password among it.
         raise ServiceError(f"{variable} is no valid PostgreSQL URL: correct it") from None
     except psycopg.OperationalError as error:
+        if _is_ambiguous(database_url):
+            # The server's name, or what else the reason quotes, may be a part of the password.
+            raise ServiceError(f"cannot reach PostgreSQL at {masked(database_url)}: correct {variable}") from None
         # An indented line is libpq's hint to whoever runs the server.
         reason = [line for line in str(error).splitlines() if line and not line.startswith("\t")][-1]
         raise ServiceError(
             f"cannot reach PostgreSQL at {masked(database_url)}: {reason}; start it or correct {variable}"
         ) from None
+
+
+def _is_ambiguous(database_url: str) -> bool:
+    """Whether a password that was not percent-encoded may have been read as a host, a port or a database: libpq ends a
+    user's name and password at the first @, and takes what has a / before that for a host and a database."""
+    _, is_url, rest = database_url.partition("://")
+    if not is_url:
+        return False
+    before, at, after = rest.partition("@")
+    ports = str(conninfo_to_dict(database_url).get("port", ""))
+    return "@" in after or bool(at and "/" in before) or not re.fullmatch(r"[\d,]*", ports)
 
 
 def _migrations() -> dict[int, Path]:

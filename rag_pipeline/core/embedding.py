@@ -1,6 +1,5 @@
 """Texts in, vectors out: from the cache where they are known, else from the provider; each text is paid for once."""
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -9,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from rag_pipeline.core.cache import EmbeddingCache
+from rag_pipeline.core.cache import EmbeddingCache, question_hash
 from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.providers import Answer, InputRefused, Provider, ProviderStopped, connect_provider
 
@@ -77,7 +76,7 @@ def embed_question(provider: Provider, cache: EmbeddingCache, text: str) -> tupl
 
     Raises UsageError for a question the model cannot read whole, ProviderError when the provider does not answer soon.
     """
-    hash = hashlib.sha256(text.encode()).digest()
+    hash = question_hash(text)
     known = cache.get_many([hash])
     if known:
         return known[hash], 0

@@ -200,8 +200,8 @@ def _text_leg(index: VectorIndex, wanted: Wanted) -> sql.Composed:
                SELECT rag.term_query(lexeme) AS query, ln(1 + (rows - chunks + 0.5) / (chunks + 0.5)) AS idf,
                       sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
                       row_number() OVER (ORDER BY chunks, lexeme) AS nth
-               FROM size, unnest(rag.terms(%(text_search)s::regconfig, %(query)s))
-               JOIN rag.index_term t ON t.index_id = {index} AND t.term = lexeme),
+               FROM size, rag.term_counts(
+                   {index}, tsvector_to_array(rag.terms(%(text_search)s::regconfig, %(query)s)))),
            candidate AS MATERIALIZED (
                SELECT i.content_hash, i.terms || '' AS terms
                FROM (SELECT coalesce({phrases}, string_agg(query::text, ' | ')::tsquery) AS wanted FROM word
