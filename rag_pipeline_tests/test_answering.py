@@ -98,6 +98,48 @@ def test_a_heading_is_no_answer():
     assert "6.8. Log files" not in {sentence for _, sentence in quoted}
 
 
+@pytest.mark.parametrize(
+    ("question", "contents", "quoted"),
+    [
+        ("如何重置密码？", ("您可以在设置页面上重置密码。食堂中午开门。",), "您可以在设置页面上重置密码。"),
+        (
+            "パスワードはどこで変更できますか？",
+            ("食堂は正午に開きます。パスワードは設定画面で変更できます。",),
+            "パスワードは設定画面で変更できます。",
+        ),
+        (
+            "비밀번호를 어떻게 재설정합니까?",
+            ("비밀번호는 설정 페이지에서 재설정할 수 있습니다.",),
+            "비밀번호는 설정 페이지에서 재설정할 수 있습니다.",
+        ),
+        (
+            "كيف يمكن تغيير كلمة المرور؟",
+            ("يمكن تغيير كلمة المرور من صفحة الإعدادات.",),
+            "يمكن تغيير كلمة المرور من صفحة الإعدادات.",
+        ),
+        ("पासवर्ड कैसे बदलें?", ("सेटिंग पेज पर पासवर्ड बदलें।",), "सेटिंग पेज पर पासवर्ड बदलें।"),
+        ("What is C++?", ("Grade C is a pass.", "C++ is a language."), "C++ is a language."),
+        ("What is new in v1.2.3?", ("New: 1, 2 and 3.", "In v1.2.3 colours are new."), "In v1.2.3 colours are new."),
+        ("What does --dry-run do?", ("--dry-run\n\nShows what would happen.",), "Shows what would happen."),
+        (
+            "How is a password reset?",
+            ("Password reset\n\nA password is reset by mail.",),
+            "A password is reset by mail.",
+        ),
+    ],
+)
+def test_questions_in_any_script_and_of_identifiers_are_answered_by_sentences(question, contents, quoted):
+    assert [sentence for _, sentence in best_sentences(question, hits(*contents))] == [quoted]
+
+
+@pytest.mark.parametrize("question", ["谁写了哈姆雷特？", "ハムレットを書いたのは誰ですか？", "من كتب هاملت؟"])
+def test_a_question_in_another_script_that_nothing_answers_is_not_answered(question):
+    passages = hits(
+        "您可以在设置页面上重置密码。", "パスワードは設定画面で変更できます。", "يمكن تغيير كلمة المرور من صفحة."
+    )
+    assert not answer(question, passages, None).answered
+
+
 def test_a_question_that_the_documents_do_not_answer_is_not_answered():
     result = answer("Who wrote Hamlet?", hits(*PASSAGES), None)
     assert (result.answered, result.sources) == (False, ())
