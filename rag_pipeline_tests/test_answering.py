@@ -98,6 +98,48 @@ def test_a_heading_is_no_answer():
     assert "6.8. Log files" not in {sentence for _, sentence in quoted}
 
 
+@pytest.mark.parametrize(
+    ("question", "contents", "quoted"),
+    [
+        ("如何重置密码？", ("您可以在设置页面上重置密码。食堂中午开门。",), "您可以在设置页面上重置密码。"),
+        (
+            "パスワードはどこで変更できますか？",
+            ("食堂は正午に開きます。パスワードは設定画面で変更できます。",),
+            "パスワードは設定画面で変更できます。",
+        ),
+        (
+            "비밀번호를 어떻게 재설정합니까?",
+            ("비밀번호는 설정 페이지에서 재설정할 수 있습니다.",),
+            "비밀번호는 설정 페이지에서 재설정할 수 있습니다.",
+        ),
+        (
+            "كيف يمكن تغيير كلمة المرور؟",
+            ("يمكن تغيير كلمة المرور من صفحة الإعدادات.",),
+            "يمكن تغيير كلمة المرور من صفحة الإعدادات.",
+        ),
+        ("पासवर्ड कैसे बदलें?", ("सेटिंग पेज पर पासवर्ड बदलें।",), "सेटिंग पेज पर पासवर्ड बदलें।"),
+        ("What is C++?", ("Grade C is a pass.", "C++ is a language."), "C++ is a language."),
+        ("What is new in v1.2.3?", ("New: 1, 2 and 3.", "In v1.2.3 colours are new."), "In v1.2.3 colours are new."),
+        ("What does --dry-run do?", ("--dry-run\n\nShows what would happen.",), "Shows what would happen."),
+        (
+            "How is a password reset?",
+            ("Password reset\n\nA password is reset by mail.",),
+            "A password is reset by mail.",
+        ),
+    ],
+)
+def test_questions_in_any_script_and_of_identifiers_are_answered_by_sentences(question, contents, quoted):
+    assert [sentence for _, sentence in best_sentences(question, hits(*contents))] == [quoted]
+
+
+@pytest.mark.parametrize("question", ["谁写了哈姆雷特？", "ハムレットを書いたのは誰ですか？", "من كتب هاملت؟"])
+def test_a_question_in_another_script_that_nothing_answers_is_not_answered(question):
+    passages = hits(
+        "您可以在设置页面上重置密码。", "パスワードは設定画面で変更できます。", "يمكن تغيير كلمة المرور من صفحة."
+    )
+    assert not answer(question, passages, None).answered
+
+
 def test_a_question_that_the_documents_do_not_answer_is_not_answered():
     result = answer("Who wrote Hamlet?", hits(*PASSAGES), None)
     assert (result.answered, result.sources) == (False, ())
@@ -138,6 +180,12 @@ def test_a_generated_answer_has_the_sources_it_cites_and_its_price():
         ("Yes [1, 2].", "Yes [1][2].", [1, 2], 0),
         ("Yes [3,1 , 7].", "Yes [3][1].", [3, 1], 1),
         ("Yes [1][1] [4].", "Yes [1][1].", [1], 1),
+        ("Yes [1-3].", "Yes [1][2][3].", [1, 2, 3], 0),
+        ("Yes [1–2, 3].", "Yes [1][2][3].", [1, 2, 3], 0),
+        ("Yes [3-1] [2—9].", "Yes [1][2][3] [2][3].", [1, 2, 3], 1),
+        ("Yes [7-9999].", "Yes.", [], 1),
+        ("Yes [passage 1][Passages 2 - 3].", "Yes [1][2][3].", [1, 2, 3], 0),
+        ("Yes【1】 【9】.", "Yes[1].", [1], 1),
         ("Yes [x] [1a] [].", "Yes [x] [1a] [].", [], 0),
         ("Yes [" + "9" * 5000 + "].", "Yes [" + "9" * 5000 + "].", [], 0),
         ("No citation at all.", "No citation at all.", [], 0),
@@ -147,6 +195,31 @@ def test_citations_of_what_was_not_given_are_dropped_and_counted(written, text, 
     result = answer("How?", hits(*PASSAGES), Writes(written))
     assert (result.text, [source.citation for source in result.sources]) == (text, cited)
     assert result.citations_dropped == dropped
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("HTTPS://evil.org/a, hTtP:\\\\evil.org", "…, …"),
+        ('<img src="//evil.org/a"> <img src=//evil.org/a>', '<img src="…"> <img src=…>'),
+        ("![a]( https://evil.org/a) [b](  //evil.org/b )", "![a](…) [b](… )"),
+        ("[a]( <//evil.org/a> )", "[a](… )"),
+        ("[a][r]\n\n[r]: //evil.org/a 'b'", "[a][r]\n\n[r]: … 'b'"),
+        ("See www.evil.org/a and WWW.evil.org.", "See … and …."),
+        ("See //user@evil.org/a", "See …"),
+        ("Half // full, www alone, and/or", "Half // full, www alone, and/or"),
+        ("[a]( https://docs.org/a) www.docs.org/b <//docs.org/c>",) * 2,
+    ],
+)
+def test_no_form_of_an_address_that_was_made_up_is_shown(written, text):
+    found = hits("See https://docs.org/a, www.docs.org/b and //docs.org/c")
+    assert answer("How?", found, Writes(written)).text == text
+
+
+def test_what_the_model_says_instead_of_an_answer_counts_in_any_case_at_the_beginning():
+    assert not answer("How?", hits(*PASSAGES), Writes("Not in the passages.")).answered
+    told = answer("How?", hits(*PASSAGES), Writes("At noon [3]. The day is not in the passages."))
+    assert told.text == "At noon [3]. The day is not in the passages."
 
 
 @pytest.mark.parametrize("written", [NO_ANSWER, f"{NO_ANSWER}.", f"  {NO_ANSWER} [1]", f"**{NO_ANSWER}** [1]", "[17]"])
@@ -236,7 +309,8 @@ def test_a_stream_gives_the_text_as_it_comes_and_the_answer_at_the_end():
 written = st.lists(
     st.sampled_from(
         ["word", " ", "\n", "[1]", "[2", "]", "[", ", 9", "[9]", "1", "(", ")", "http", "://", "evil.org", "`", "```",
-         NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a"]
+         NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a", "Not in the ", "passages", "//", "www.",
+         "HTTPS:", "-3]", "[passage", "【", "】", "<", "\\\\", "5"]
     ),
     max_size=25,
 ).map("".join)  # fmt: skip

@@ -115,6 +115,29 @@ def test_a_reply_without_text_is_a_failure(chat, server, content, ask):
         ask("How?", PASSAGES, chat)
 
 
+@either_way
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"index": 0, "message": None, "delta": None, "finish_reason": "stop"},
+        {"index": 0, "finish_reason": "stop"},
+        {"index": 0, "message": "text", "delta": "text"},
+        {"index": 0, "message": {"content": {"a": 1}}, "delta": {"content": {"a": 1}}},
+        None,
+        "text",
+    ],
+)
+def test_a_reply_of_another_shape_is_one_line(chat, server, choice, ask):
+    body = {"id": "x", "created": 1, "model": "pen", "choices": [choice]}
+    server.intercept = lambda request: (
+        Reply(events=({**body, "object": "chat.completion.chunk"},))
+        if request.body.get("stream")
+        else Reply(payload={**body, "object": "chat.completion"})
+    )
+    with pytest.raises(ProviderError, match=r"sent no answer of a chat model|broke off"):
+        ask("How?", PASSAGES, chat)
+
+
 def event(text: str | None, finish: str | None = None) -> dict:
     choices = [] if text is None else [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]
     return {"id": "x", "created": 1, "model": "pen", "object": "chat.completion.chunk", "choices": choices}

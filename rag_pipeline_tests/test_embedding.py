@@ -19,7 +19,7 @@ from rag_pipeline.core.embedding import (
     probe,
     same_model,
 )
-from rag_pipeline.core.errors import ProviderError, UsageError
+from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import EmbeddingModel, embedding_model
 from rag_pipeline.core.providers import Answer, InputRefused, Provider
 from rag_pipeline_tests.openai_server import MAX_INPUTS, MAX_REQUEST_TOKENS, OpenAIServer, out_of_quota, text_vector
@@ -255,7 +255,7 @@ def test_that_a_question_is_free_does_not_tell_that_a_chunk_says_so(server, prov
 
 
 def test_a_question_that_is_too_long_is_refused_before_it_is_asked(server, provider):
-    with pytest.raises(UsageError, match="shorten it"):
+    with pytest.raises(ProviderError, match="shorten it"):
         embed_question(provider, cache_of(provider), "word " * 9000)
     assert server.requests == []
 

@@ -13,7 +13,7 @@ import pytest
 
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.embedding import EmbeddingInput, embed_question, embed_stream
-from rag_pipeline.core.errors import ProviderError, UsageError
+from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.providers import InputRefused, local
 from rag_pipeline.core.providers.local import LocalProvider
@@ -149,7 +149,7 @@ def test_a_text_over_the_limit_is_refused_never_cut(provider):
     assert embed(provider, [longest]).shape == (1, 384)
     with pytest.raises(InputRefused, match=str(MODEL.max_input_tokens)):
         embed(provider, [longest + "word"])
-    with pytest.raises(UsageError, match="shorten it"):
+    with pytest.raises(ProviderError, match="shorten it"):
         embed_question(provider, EmbeddingCache(None, "local", MODEL.name, 384), longest + "word")
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from rag_pipeline.core import ranking
+from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.indexing import TERMS_FORM, active_index
 from rag_pipeline.core.models import embedding_model
 
@@ -117,3 +119,41 @@ def test_an_index_in_an_older_form_is_built_anew_with_the_vectors_it_has(identif
     assert (new.id > old.id, new.terms_form, len(server.requests)) == (True, TERMS_FORM, asked)
     assert identifiers.search("wal_level", mode="text")[0].path == "0-typed.txt"
     assert not identifiers.run().published.switched
+
+
+def test_as_many_hits_as_there_are_come_back_though_the_rarest_word_stands_in_few(pipeline, monkeypatch):
+    monkeypatch.setattr(ranking, "CANDIDATES", 3)
+    for number in range(8):
+        pipeline.write(f"{number}.txt", f"Every package has a number, this one has number{number}")
+    pipeline.write("music.txt", "a xylophone")
+    pipeline.run()
+    packages = {f"{number}.txt" for number in range(8)}
+    assert pipeline.found("xylophone package") == {"music.txt", *packages}
+    filtered = pipeline.rag.search("docs", "xylophone package", 5, "text", ["path=[0-9].txt"])
+    assert {hit.path for hit in filtered} < packages
+    assert len(filtered) == 5
+
+
+def test_an_identifier_outranks_any_repetition_of_its_pieces(pipeline):
+    pipeline.write("typed.txt", "Among many other things that this rather long page tells of there is v1.2.3 as well.")
+    for number in range(4):
+        pipeline.write(f"pieces{number}.txt", f"v1 2 3 v1 2 3 v1 2 3 v1 2 3 number{number}")
+    for number in range(30):
+        pipeline.write(f"other{number}.txt", f"Something else, of number{number}")
+    pipeline.run()
+    hits = pipeline.search("v1.2.3", mode="text")
+    assert hits[0].path == "typed.txt"
+    assert len(hits) == 5
+    # Pieces that are asked for alone are words like any other.
+    assert pipeline.search("v1 2 3", mode="text")[0].path != "typed.txt"
+
+
+def test_a_question_longer_than_the_model_reads_is_searched_by_its_words(pipeline):
+    pipeline.write("a.txt", "a marmot")
+    pipeline.run()
+    question = "marmot " * 20_000
+    hits = pipeline.search(question)
+    assert "shorten it" in hits.degraded
+    assert [hit.path for hit in hits] == ["a.txt"]
+    with pytest.raises(ProviderError, match="shorten it"):
+        pipeline.search(question, mode="vector")

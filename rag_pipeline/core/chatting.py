@@ -97,6 +97,9 @@ class OpenAIChat:
             ) from None
         except openai.APIError as error:
             raise ProviderError(f"{self._base_url} does not answer ({type(error).__name__}): try again later") from None
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            # The client takes a body as it comes: null, or another shape, where the API has an object.
+            raise self._no_chat_model() from None
 
     def _refusal(self, error: "openai.APIStatusError") -> str:
         status, code = error.status_code, str(error.code or error.type or "")
@@ -123,6 +126,8 @@ class OpenAIChat:
 
 def _part(sent: "ChatCompletion | ChatCompletionChunk", text: str | None, finish: str | None) -> Part:
     usage = sent.usage
+    if not isinstance(text, str | None):
+        raise TypeError("the text of a reply is no text")
     return Part(text or "", usage.prompt_tokens if usage else None, usage.completion_tokens if usage else None, finish)
 
 

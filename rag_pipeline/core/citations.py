@@ -1,6 +1,7 @@
 """A chat model's reply made fit for its reader, while it comes: citations of passages that are there, and no others."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 
 from rag_pipeline.core.prompting import NO_ANSWER, Prompt
@@ -8,20 +9,25 @@ from rag_pipeline.core.prompting import NO_ANSWER, Prompt
 # What stands for the model's own words when they come in the middle of a reply.
 DO_NOT_SAY = "the documents do not say"
 
-# [1], and [1, 2] as some models write [1][2]; a link behind it is no part of a citation.
-_NUMBERS = r"\s*[0-9]{1,4}(?:\s*[,;]\s*[0-9]{1,4})*\s*"
-_CITATIONS = rf"(?:\[{{1,3}}{_NUMBERS}\]{{1,3}}(?:\([^)\s]*\))?)"
-_ADDRESS = r"""(?:https?|ftp|wss?)://[^\s<>"'`)\]]*"""
+# [1], and what some models write for it and for [1][2]: [1, 2], [1-2], [passage 1], 【1】; a link behind it is no part
+# of a citation.
+_RANGE = r"[0-9]{1,4}(?:\s*[-–—]\s*[0-9]{1,4})?"
+_NUMBERS = rf"\s*(?:[Pp]assages?\s+)?{_RANGE}(?:\s*[,;]\s*{_RANGE})*\s*"
+_CITATIONS = rf"(?:[\[【]{{1,3}}{_NUMBERS}[\]】]{{1,3}}(?:\([^)\s]*\))?)"
+# With its scheme, with that of the page it is shown in, or with the name that programs take for an address.
+_HOST = r"[\w.@:-]*\.\w"
+_ADDRESS = rf"""(?:(?i:https?|ftp|wss?):[/\\]{{2}}|//(?={_HOST})|(?i:www)\.(?=\w))[^\s<>"'`)\]]*"""
 
 
 @cache
 def _pieces(begun: bool) -> re.Pattern:
     """What has to be looked at as a whole; with `begun` also what reaches the end and may be the beginning of that."""
     unfinished = (
-        "|".join(re.escape(NO_ANSWER[:length]) for length in range(1, len(NO_ANSWER))),
-        rf"[ ]?{_CITATIONS}*\[{{1,3}}[0-9\s,;]*(?:\](?:\([^)\s]*)?)?",
-        r"\](?:\([^)\s]*\s*)?",
-        r"[A-Za-z]+(?::/?)?",
+        "|".join(f"(?i:{re.escape(NO_ANSWER[:length])})" for length in range(1, len(NO_ANSWER))),
+        rf"[ ]?{_CITATIONS}*[\[【]{{1,3}}[\w\s,;–—-]{{0,40}}(?:[\]】]{{1,3}}(?:\([^)\s]*)?)?",
+        r"\](?:\(\s*[^)\s]*\s*)?",
+        r"[A-Za-z]+(?::[/\\]?|\.)?",
+        r"//[\w.@:-]*",
         _ADDRESS,
         r"[\W_]+",
     )
@@ -30,10 +36,10 @@ def _pieces(begun: bool) -> re.Pattern:
     return re.compile(
         rf"""{or_begun}
              (?P<code> ```(?s:.*?)(?:```{or_end}) | `[^`\n]*(?:`{or_end}) )
-           | (?P<marker> {re.escape(NO_ANSWER)} )
+           | (?P<marker> (?i:{re.escape(NO_ANSWER)}) )
            | (?P<space> [ ]?) (?P<citations> {_CITATIONS}+)
            # Where a Markdown link or image leads, and an address that stands by itself.
-           | \]\( (?P<target> [^)\s]+) (?=\)|\s+["'(])
+           | \]\(\s* (?P<target> [^)\s]+) (?=\s*\)|\s+["'(])
            | (?P<address> {_ADDRESS}(?<![.,;:!?]) )""",
         re.VERBOSE,
     )
@@ -94,12 +100,12 @@ class ReplyCheck:
         return visible
 
     def _checked(self, piece: re.Match) -> str:
-        if piece["marker"]:
+        if piece["marker"] == NO_ANSWER or self._none_found:
             self._some_missing = True
             return DO_NOT_SAY
         if piece["citations"]:
-            lists = re.findall(rf"\[({_NUMBERS})\]", piece["citations"])
-            numbers = [int(number) for numbers in lists for number in re.findall("[0-9]+", numbers)]
+            lists = re.findall(rf"[\[【]({_NUMBERS})[\]】]", piece["citations"])
+            numbers = [number for listed in lists for number in self._numbers(listed)]
             kept = [number for number in numbers if 1 <= number <= len(self._prompt.passages)]
             self.cited += (number for number in dict.fromkeys(kept) if number not in self.cited)
             self.citations_dropped += len(numbers) - len(kept)
@@ -107,6 +113,12 @@ class ReplyCheck:
             joins = re.match(r"[^\s.,;!?)]", piece.string[piece.end() :])
             return piece["space"] + "".join(f"[{number}]" for number in kept) if kept else " " if joins else ""
         for address in (piece["target"], piece["address"]):
-            if address and address not in self._prompt.text:
+            if address and address.strip("<>") not in self._prompt.text:
                 return "](…" if piece["target"] else "…"
         return piece[0]
+
+    def _numbers(self, listed: str) -> Iterator[int]:
+        """The numbers of a list, those of a range each; all that a range has beyond the passages are one."""
+        for first, last in re.findall(r"([0-9]+)(?:\s*[-–—]\s*([0-9]+))?", listed):
+            low, high = sorted((int(first), int(last or first)))
+            yield from range(low, max(low, min(high, len(self._prompt.passages) + 1)) + 1)

@@ -9,7 +9,6 @@ from itertools import islice
 import numpy as np
 
 from rag_pipeline.core.cache import EmbeddingCache, question_hash
-from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.providers import Answer, InputRefused, Provider, ProviderStopped, connect_provider
 
 __all__ = [
@@ -74,7 +73,7 @@ class EmbeddingReport:
 def embed_question(provider: Provider, cache: EmbeddingCache, text: str) -> tuple[np.ndarray, int]:
     """The vector of a question, float32 (dimensions,), and the tokens it was billed: none when it was asked before.
 
-    Raises UsageError for a question the model cannot read whole, ProviderError when the provider does not answer soon.
+    Raises InputRefused for a question the model cannot read whole, any ProviderError when it does not answer soon.
     """
     hash = question_hash(text)
     known = cache.get_many([hash])
@@ -83,7 +82,7 @@ def embed_question(provider: Provider, cache: EmbeddingCache, text: str) -> tupl
     (tokens,) = provider.count([text])
     if tokens > provider.model.max_input_tokens:
         limit = provider.model.max_input_tokens
-        raise UsageError(f"the question has {tokens} tokens, {provider.model.name} reads {limit}: shorten it")
+        raise InputRefused(f"the question has {tokens} tokens, {provider.model.name} reads {limit}: shorten it")
     answer = _ask(provider, [text], tokens, hurry=True, stop=threading.Event())
     if not _usable(answer.vectors)[0]:
         raise ProviderStopped(f"{provider.model.name} answered the question with no usable vector")

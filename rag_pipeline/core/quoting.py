@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from math import log
 
+import regex
+
 from rag_pipeline.core.boundaries import sentences
 from rag_pipeline.core.retrieval import Hit, Hits
 
@@ -15,7 +17,24 @@ SHARE_OF_BEST = 0.7
 # before it.
 HEADING_SHARE, RANK_SHARE = 0.5, 0.2
 
-WORD = re.compile(r"[^\W_]+")
+# The part of a question's words that all hits together must say, and one sentence with its headings. Outside Latin
+# script less of either, for there stop words and endings are not known.
+ENOUGH, ENOUGH_OF_SENTENCE = 1 / 2, 1 / 3
+FOREIGN_SHARE = 2 / 3
+
+WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+# As in rag.identifiers, and options. Words that only hyphens join are words.
+IDENTIFIER = regex.compile(
+    r"(?<!\w)--?\w+(?:-\w+)*|\w+(?:(?:[._-]|::)\w+)+|\w+(?:\+\+|#)",
+)
+HYPHENATED = regex.compile(r"\p{L}+(?:-\p{L}+)+")
+# As in rag.has_cjk.
+CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]+")
+LATIN = regex.compile(r"\p{Latin}")
+
+# A paragraph of one line up to this length that ends like no sentence is a heading of what follows it.
+LONGEST_HEADING = 60
+SENTENCE_END = regex.compile(r"[\p{STerm}.!?…:;；：][\p{Pe}\p{Pf}\p{Pi}\"'*_`]*$")
 
 # A line break ends a sentence unless it is where a long line was wrapped.
 WRAPPED = 45
@@ -33,25 +52,26 @@ STOP_WORDS = frozenset(
 def best_sentences(question: str, hits: Hits) -> list[tuple[int, str]]:
     """(number of the hit from 1, the sentence as it stands in the hit's content), the best first; none where the hits
     have too little to do with the question."""
-    wanted = _stems(question)
+    wanted = _stems(question, pieces=False)
+    share = 1 if LATIN.search(question) and not CJK.search(question) else FOREIGN_SHARE
     said = {stem for hit in hits for stem in _stems(" ".join((*hit.heading, hit.content)))}
-    if 2 * len(wanted & said) <= len(wanted):
+    if len(wanted & said) <= ENOUGH * share * len(wanted):
         # A word or two in common is what any text has with a question.
         return []
     found = {
-        (number, sentence): _stems(sentence) & wanted
+        (number, sentence): (_stems(sentence) & wanted, _stems(name) & wanted)
         for number, hit in enumerate(hits, 1)
-        for sentence in _sentences(hit)
+        for sentence, name in _sentences(hit, wanted)
     }
-    frequency = Counter(stem for stems in found.values() for stem in stems)
+    frequency = Counter(stem for stems, _ in found.values() for stem in stems)
 
     rarity = {stem: log(1 + len(found) / (1 + frequency[stem])) for stem in wanted}
 
     def worth(number: int, sentence: str) -> float:
         """Rare words count more than common ones, better hits more than others; readable lengths come first."""
-        stems = found[number, sentence]
-        about = (_stems(" ".join(hits[number - 1].heading)) & wanted) - stems
-        if not stems or 3 * len(stems | about) <= len(wanted):
+        stems, named = found[number, sentence]
+        about = (named | _stems(" ".join(hits[number - 1].heading)) & wanted) - stems
+        if not stems | named or len(stems | about) <= ENOUGH_OF_SENTENCE * share * len(wanted):
             return 0.0
         telling = sum(rarity[stem] for stem in stems) + HEADING_SHARE * sum(rarity[stem] for stem in about)
         return telling / (1 + RANK_SHARE * (number - 1)) / (1 + 0.002 * len(sentence))
@@ -61,15 +81,36 @@ def best_sentences(question: str, hits: Hits) -> list[tuple[int, str]]:
     return [(number, sentence) for score, number, sentence in ranked[:MOST_SENTENCES] if score >= least and score > 0]
 
 
-def _sentences(hit: Hit) -> Iterator[str]:
-    """The sentences, list items and table rows of a hit, without its headings."""
+def _sentences(hit: Hit, wanted: set[str]) -> Iterator[tuple[str, str]]:
+    """The sentences, list items and table rows of a hit, each with the bare name or heading right before it. Those are
+    none themselves: a line that ends like no sentence, and says no more than the question does or is a short paragraph
+    of its own."""
+    text, name = hit.content, ""
     headings = {_words(heading) for heading in hit.heading}
-    for start, end in _units(hit.content):
-        ends = [*sentences(hit.content, start, end), end]
+    for start, end in _units(text):
+        ends = [*sentences(text, start, end), end]
         for begin, until in zip([start, *ends], ends, strict=False):
-            sentence = hit.content[begin:until].strip()
-            if sentence and _words(sentence) not in headings:
-                yield sentence
+            sentence = text[begin:until].strip()
+            if not _words(sentence) or _words(sentence) in headings:
+                continue
+            alone = (start, end) == (begin, until) and _is_paragraph(text, start, end)
+            if not SENTENCE_END.search(sentence) and (alone or _stems(sentence, pieces=False) <= wanted):
+                name = sentence
+            else:
+                yield sentence, name
+                name = ""
+
+
+def _is_paragraph(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] is one short line between blank ones, with something after it, and no item or row."""
+    line = text[start:end].strip()
+    return (
+        len(line) <= LONGEST_HEADING
+        and not re.search(r"\n|: |=| \| ", line)
+        and not LIST_ITEM.match(line + " ")
+        and bool(re.search(r"(?:^|\n)\s*\Z", text[:start]))
+        and bool(re.match(r"[^\S\n]*\n\s*\n\s*\S", text[end:]))
+    )
 
 
 def _units(text: str) -> Iterator[tuple[int, int]]:
@@ -89,7 +130,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(WORD.findall(text.lower()))
 
 
-def _stems(text: str) -> set[str]:
-    """Words that carry meaning, without the endings that vary most."""
+def _stems(text: str, *, pieces: bool = True) -> set[str]:
+    """Words that carry meaning, those in Latin script without the endings that vary most; of Chinese, Japanese and
+    Korean each two neighbouring characters, as search has them. Identifiers are whole, with `pieces` also in pieces."""
+    runs, text = CJK.findall(text), CJK.sub(" ", text.lower())
+    identifiers = {found for found in IDENTIFIER.findall(text) if not HYPHENATED.fullmatch(found)}
+    if not pieces:
+        text = IDENTIFIER.sub(lambda found: " " if found[0] in identifiers else found[0], text)
     words = set(_words(text)) - STOP_WORDS
-    return {re.sub(r"(?<=...)(?:ings?|ies|ied|ions?|es|ed|e|s|y)$", "", word) for word in words}
+    stems = {re.sub(r"(?<=[a-z]{3})(?:ings?|ies|ied|ions?|es|ed|e|s|y)$", "", word) for word in words}
+    return stems | identifiers | {run[i : i + 2] for run in runs for i in range(max(1, len(run) - 1))}

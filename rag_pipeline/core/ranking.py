@@ -17,6 +17,10 @@ BM25_K1, BM25_B = 1.2, 0.75
 # So many chunks with the question's rarest words are ranked by all its words. On SciFact 200 do as well as all 5,183.
 CANDIDATES = 2000
 
+# What a piece of an identifier in the question counts for where the index has the whole: a chunk that repeats up to
+# four pieces does not outrank one that has it as it is typed.
+PIECE_WEIGHT = 0.2
+
 # How many of each leg are fused, at least: a chunk that both legs rank low can still come out on top.
 DEPTH = 100
 
@@ -62,6 +66,7 @@ class Wanted:
             "k1": BM25_K1,
             "b": BM25_B,
             "candidates": CANDIDATES,
+            "piece_weight": PIECE_WEIGHT,
             "neighbour_weight": NEIGHBOUR_WEIGHT,
             "paths_shown": PATHS_SHOWN,
             **self.condition.parameters,
@@ -72,13 +77,14 @@ def statement(index: VectorIndex, wanted: Wanted, *, exact: bool = False) -> sql
     """The best chunks, best first: score, place, text, and where else they stand. Bind `wanted.parameters(index)`.
 
     The legs test what is published, and the filters, before their LIMIT: a row of the index that no such document holds
-    is no hit. `exact` compares every row with the question's vector, where the HNSW graph gives up after some.
+    is no hit. `exact` compares every row with the question's vector, where the HNSW graph gives up after some, and
+    ranks every row that says one of its words, not the rarest of them.
     """
     legs = []
     if wanted.vector is not None:
         legs.append(sql.SQL("vector_leg AS MATERIALIZED ({})").format(_vector_leg(index, wanted, exact)))
     if wanted.text:
-        legs.append(sql.SQL("text_leg AS MATERIALIZED ({})").format(_text_leg(index, wanted)))
+        legs.append(sql.SQL("text_leg AS MATERIALIZED ({})").format(_text_leg(index, wanted, exact)))
     if len(legs) == 2:
         fused, ranked = _FUSED, _WITH_NEIGHBOURS
     elif wanted.text:
@@ -186,26 +192,33 @@ def _vector_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed
     )
 
 
-def _text_leg(index: VectorIndex, wanted: Wanted) -> sql.Composed:
+def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
     """The chunks that say the question's words, ranked by BM25 (Robertson and Zaragoza, 2009; idf as in Lucene).
 
     Every chunk with one of the rarest words (or with the phrases, where there are any) is ranked, by all the words:
-    common ones alone make no good hit, and reading half of a collection to find that out would be dear.
+    common ones alone make no good hit, and reading half of a collection to find that out would be dear. With `exact`
+    every chunk with any of the words is, for too few were found.
     """
     return sql.SQL(
         """WITH size AS MATERIALIZED (
                SELECT rows, greatest(words, 1)::float8 / greatest(rows, 1) AS usual_length
                FROM rag.vector_index WHERE id = {index}),
+           piece AS MATERIALIZED (
+               SELECT coalesce(array_agg(part.lexeme), '{{}}') AS lexemes
+               FROM rag.term_counts({index}, rag.identifiers(rag.spaced(%(query)s))) AS identifier,
+                    unnest(to_tsvector(%(text_search)s::regconfig, rag.words(identifier.lexeme))) AS part),
            word AS MATERIALIZED (
-               SELECT rag.term_query(lexeme) AS query, ln(1 + (rows - chunks + 0.5) / (chunks + 0.5)) AS idf,
+               SELECT rag.term_query(lexeme) AS query,
+                      ln(1 + (rows - chunks + 0.5) / (chunks + 0.5))
+                      * CASE WHEN lexeme = ANY (piece.lexemes) THEN %(piece_weight)s ELSE 1 END AS idf,
                       sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
                       row_number() OVER (ORDER BY chunks, lexeme) AS nth
-               FROM size, rag.term_counts(
+               FROM size, piece, rag.term_counts(
                    {index}, tsvector_to_array(rag.terms(%(text_search)s::regconfig, %(query)s)))),
            candidate AS MATERIALIZED (
                SELECT i.content_hash, i.terms || '' AS terms
                FROM (SELECT coalesce({phrases}, string_agg(query::text, ' | ')::tsquery) AS wanted FROM word
-                     WHERE nth = 1 OR chunks_so_far <= %(candidates)s) AS rarest,
+                     WHERE {rarest}) AS candidates,
                     rag.text_candidates({index}, wanted) AS i)
            SELECT i.content_hash, i.score FROM (
                SELECT content_hash,
@@ -220,5 +233,6 @@ def _text_leg(index: VectorIndex, wanted: Wanted) -> sql.Composed:
     ).format(
         index=sql.Literal(index.id),
         phrases=_PHRASES if wanted.phrases else sql.SQL("NULL::tsquery"),
+        rarest=sql.SQL("true" if exact else "nth = 1 OR chunks_so_far <= %(candidates)s"),
         published=_published(wanted),
     )

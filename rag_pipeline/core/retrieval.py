@@ -172,11 +172,11 @@ class Searcher:
         return row is not None and row[0] == index.id
 
     def _rank(self, index: VectorIndex, wanted: Wanted, k: int) -> list[Hit]:
-        """The best hits of one collection, exactly where the graph does not come up with k."""
+        """The best hits of one collection, exactly where the graph or the rarest words do not come up with k."""
         with self.connection.cursor(row_factory=dict_row) as cursor:
             parameters = wanted.parameters(index)
             rows = cursor.execute(statement(index, wanted), parameters).fetchall()
-            if wanted.vector is not None and len(rows) < k:
+            if len(rows) < k:
                 rows = cursor.execute(statement(index, wanted, exact=True), parameters).fetchall()
         return [_hit(rank, index.collection, row) for rank, row in enumerate(rows, 1)]
 
