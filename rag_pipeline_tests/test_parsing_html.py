@@ -1,5 +1,7 @@
 """HTML, and what becomes HTML: structure kept, boilerplate left out, nothing lost in silence."""
 
+from itertools import pairwise
+
 from rag_pipeline.core.parsing import Element, ParsedText, parse
 from rag_pipeline.core.parsing.html import UNREAD
 from rag_pipeline.core.parsing.markup import RAW
@@ -167,3 +169,31 @@ def test_front_matter_names_its_authors_in_a_list_or_a_line() -> None:
         "created": "2020-01-02",
     }
     assert metadata("author: Ann Lee\nlang: de") == {"authors": ["Ann Lee"], "language": "de"}
+    assert metadata('author: "Knuth, Donald"') == {"authors": ["Knuth, Donald"]}
+
+
+def test_front_matter_is_yaml() -> None:
+    def metadata(front: str) -> dict[str, object]:
+        parsed = parse(f"---\n{front}\n---\nText\n".encode(), "text/markdown", "a.md")
+        assert parsed.text.endswith("Text")
+        return parsed.metadata
+
+    assert metadata(
+        "Title: >-\n  Over two\n  lines # no comment\ntags: [a, 'b, c']\nversion: 1.10 # a comment\n"
+        "draft: no\nempty: ~\ndate: 2024-01-31 12:30:00\nseo:\n  robots: noindex\n  Of:\n    day: 2024-01-31"
+    ) == {
+        "title": "Over two lines # no comment",
+        "tags": ["a", "b, c"],
+        "version": "1.10",
+        "draft": "no",
+        "created": "2024-01-31T12:30:00",
+        "seo.robots": "noindex",
+        "seo.of.day": "2024-01-31",
+    }
+    assert metadata("authors:\n- Ann\n- name: Bo") == {"authors": ["Ann"], "front_matter_left_out": 1}
+    assert metadata("encoding_guessed: x\npath: elsewhere") == {"encoding_guessed": "x", "path": "elsewhere"}
+    assert metadata('"a\\0b\\ud800": "\\0\\ud800x"') == {"ab\ufffd": "\ufffdx"}
+    bomb = "a: &a [x, x]\n" + "\n".join(f"{new}: &{new} [*{old}, *{old}]" for old, new in pairwise("abcdefghijklmnopq"))
+    for unread in (bomb, "a: [", "- a\n- b", "date: 2024-13-45", "a: !!python/name:os.system x", "a: " + "[" * 20_000,
+                   "a: " + "x" * 70_000):  # fmt: skip
+        assert metadata(unread) == {}

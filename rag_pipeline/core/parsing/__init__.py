@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # Part of every parse key: raise it whenever the text or the elements of any format change.
-PARSER_VERSION = 3
+PARSER_VERSION = 4
 
 # Media type -> module and function, `function(content: bytes, name: str) -> Draft`. The name is for messages only: the
 # same bytes of the same type are the same text under any name, as parse keys have it.

@@ -5,6 +5,8 @@ import io
 import re
 import subprocess
 import zipfile
+from datetime import date
+from typing import ClassVar
 
 from lxml import etree
 
@@ -12,6 +14,7 @@ from .containers import open_zip, properties, read_xml
 from .document import Block, Draft, ParseFailure
 from .encodings import decode
 from .html import UNREAD, read_html
+from .normalising import normalise
 
 # Elements in which HTML knows no markup, or shows nothing, to the end of the page where nothing closes them (as GitHub
 # Flavored Markdown 0.29, 6.11).
@@ -20,8 +23,9 @@ _SILENT_TAG = re.compile(rf"<(/?)({'|'.join(sorted(UNREAD | RAW))})(?![\w-])", r
 _CLOSING_TAG = re.compile(r"</(\w+)")
 _SCRIPT = re.compile(r"<(iframe|script|style)(?![\w-])[^>]*>.*?</\1\s*>", re.I | re.S)
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\r?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S)
-_FRONT_FIELD = re.compile(r"([A-Za-z][\w-]*)\s*:\s*(.*?)\s*")
-_FRONT_ITEM = re.compile(r"\s*-\s+(.+?)\s*")
+# Nobody writes longer front matter, or more brackets in it: the time to read them grows with their square.
+_FRONT_LIMIT, _FRONT_BRACKETS = 64_000, 1000
+_FRONT_NAMES = {"author": "authors", "date": "created", "lang": "language"}
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 
 
@@ -30,11 +34,12 @@ def parse_markdown(content: bytes, name: str) -> Draft:
     decoded = decode(content)
     text = decoded.text
     front = _FRONT_MATTER.match(text)
-    draft = Draft(metadata=decoded.metadata())
+    draft = Draft()
     if front:
         draft.blocks.append(Block("code", front[1]))
-        draft.metadata.update(_front_metadata(front[1]))
+        draft.metadata = _front_metadata(front[1])
         text = text[front.end() :]
+    draft.metadata.update(decoded.metadata())
     draft.blocks += read_html(_rendered(text)).blocks
     return draft
 
@@ -170,18 +175,51 @@ def _replaced(archive: zipfile.ZipFile, name: str, content: bytes) -> bytes:
 
 
 def _front_metadata(front: str) -> dict[str, object]:
-    """The fields of front matter by their names, in small letters; a list in brackets or of lines is one, and so are
-    authors."""
-    names = {"author": "authors", "date": "created", "lang": "language"}
+    """The fields of front matter by their names, in small letters, a field within a field after a dot: lists of values,
+    dates as ISO 8601 has them, and everything else as it is typed. Empty where it is no YAML, or has aliases, which can
+    stand for more than any memory holds. A list's items that are no values are counted in `front_matter_left_out`."""
+    import yaml
+
+    class Reader(yaml.SafeLoader):
+        """Dates and nothing are themselves; a version such as 1.10 is no number, and `no` is a word."""
+
+        yaml_implicit_resolvers: ClassVar = {
+            first: [(tag, form) for tag, form in forms if tag.endswith((":timestamp", ":null"))]
+            for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    if len(front) > _FRONT_LIMIT or front.count("[") + front.count("{") > _FRONT_BRACKETS:
+        return {}
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(front)):
+            return {}
+        read = yaml.load(front, Reader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return {}
     found: dict[str, object] = {}
-    name = ""
-    for line in front.splitlines():
-        if field := _FRONT_FIELD.fullmatch(line):
-            name, value = names.get(field[1].lower(), field[1].lower()), field[2]
-            if name == "authors" or value.startswith("["):
-                found[name] = [part.strip().strip("\"'") for part in value.strip("[]").split(",")]
-            else:
-                found[name] = value.strip("\"'") or []
-        elif (item := _FRONT_ITEM.fullmatch(line)) and isinstance(found.get(name), list):
-            found[name].append(item[1].strip("\"'"))
-    return found
+    left_out = _flatten(read, "", found) if isinstance(read, dict) else 0
+    return found | ({"front_matter_left_out": left_out} if left_out else {})
+
+
+def _flatten(fields: dict, prefix: str, found: dict[str, object]) -> int:
+    """Put the fields into `found`; how many items of lists are left out."""
+    left_out = 0
+    for key, value in fields.items():
+        name = " ".join(normalise(str(key)).lower().split())
+        name = prefix + (name if prefix else _FRONT_NAMES.get(name, name))
+        if isinstance(value, dict):
+            left_out += _flatten(value, f"{name}.", found)
+        elif isinstance(value, list) or name == "authors":
+            items = value if isinstance(value, list) else [value]
+            found[name] = [_front_text(item) for item in items if not isinstance(item, dict | list)]
+            left_out += len(items) - len(found[name])
+        else:
+            found[name] = _front_text(value)
+    return left_out
+
+
+def _front_text(value: object) -> str:
+    """A value as text; nothing as none."""
+    if isinstance(value, date):
+        return value.isoformat()
+    return "" if value is None else str(value)
