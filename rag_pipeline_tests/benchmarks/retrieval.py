@@ -11,10 +11,8 @@ import csv
 import html
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +21,10 @@ from rag_pipeline.client import Rag
 from rag_pipeline.core import collections
 from rag_pipeline.core.retrieval import MODES, Hits
 from rag_pipeline.ingesting import ingest
-from rag_pipeline.resources import LogProgress
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.services import stop
 from rag_pipeline.settings import Settings
+from rag_pipeline.terminal import LineProgress
 from rag_pipeline_tests.benchmarks.chunking_quality import Span, length, read_questions, shared_length, union
 from rag_pipeline_tests.shared import shared
 
@@ -177,7 +175,7 @@ def bring_up_to_date(runtime: Runtime, wanted: Set) -> None:
                 str(wanted.source),
                 {"embedding_model": "local/all-MiniLM-L6-v2", **wanted.settings},
             )
-    ingest(runtime, wanted.name, LogProgress(partial(print, file=sys.stderr)))
+    ingest(runtime, wanted.name, LineProgress())
 
 
 def measure(rag: Rag, wanted: Set) -> None:
