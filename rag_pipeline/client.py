@@ -13,7 +13,7 @@ from rag_pipeline.core.answering import Answer, AnswerStream, answer, stream_ans
 from rag_pipeline.core.audit import Query, QueryLog
 from rag_pipeline.core.collections import get
 from rag_pipeline.core.embedding import embed_question
-from rag_pipeline.core.errors import ProviderError
+from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.retrieval import Hits, Searcher
 from rag_pipeline.runs import Run, visible_run
@@ -37,7 +37,7 @@ class Rag:
 
     def __init__(self, runtime: Runtime, *, as_owner: bool = False):
         """`as_owner` is for who owns the data and reads it without a key where there are keys."""
-        self._runtime = runtime
+        self._open_runtime: Runtime | None = runtime
         self._as_owner = as_owner
         self._connection = runtime.connect_reader()
         self._searcher = Searcher(self._connection, _embedder(runtime))
@@ -167,9 +167,16 @@ class Rag:
         cancel_run(self._runtime, run_id)
 
     def close(self) -> None:
-        """End its connections, once what it was asked is recorded."""
+        """End its connections, once what it was asked is recorded. What it is asked later raises UsageError."""
+        self._open_runtime = None
         self._log.close()
         self._connection.close()
+
+    @property
+    def _runtime(self) -> Runtime:
+        if self._open_runtime is None:
+            raise UsageError("this Rag is closed: connect another")
+        return self._open_runtime
 
     def _require_reader(self) -> None:
         """Raises UsageError where reading takes a key, and there is none."""

@@ -170,7 +170,7 @@ def print_forgotten(forgotten: Forgotten) -> None:
 
 
 def _place(collection: str, path: str, page: int | None, heading: tuple[str, ...]) -> str:
-    return " › ".join([f"{collection}/{path}" + (f" p. {page}" if page else ""), *heading])
+    return _visible(" › ".join([f"{collection}/{path}" + (f" p. {page}" if page else ""), *heading]))
 
 
 def _indented(text: str) -> str:
@@ -178,5 +178,6 @@ def _indented(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """The text without what steers a terminal: a document may hold it, and a model repeat it."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+    """The text without what steers a terminal or turns the order of letters: a document may hold it, and a model repeat
+    it."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)

@@ -29,7 +29,7 @@ def read_until(terminal: int, text: str) -> str:
 def test_it_streams_and_ctrl_c_ends_it(indexed, server):
     goes_on = threading.Event()
     server.after_event = lambda: goes_on.wait(60)
-    server.answer = lambda messages: "\x1b[31mThirty days [1]."
+    server.answer = lambda messages: "\x1b[31m\u202e\u2066Thirty days [1]."
     terminal, its_end = pty.openpty()
     asking = indexed.start("ask", "handbook", "how many holidays?", stdout=its_end)
     os.close(its_end)

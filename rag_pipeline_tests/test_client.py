@@ -98,8 +98,19 @@ def test_it_sees_what_was_published_since_it_was_connected(handbook):
         assert rag.search("docs", "canteen", mode="vector")[0].path == "canteen.txt"
 
 
-def test_closing_ends_its_connection(handbook):
+def test_closing_ends_its_connection_and_what_is_asked_later_is_one_line(handbook):
     with Rag.connect() as rag:
-        pass
-    with pytest.raises(Exception, match="closed"):
-        rag.search("docs", "password", mode="text")
+        hits = rag.search("docs", "password", mode="text")
+    for ask in (
+        lambda: rag.search("docs", "password", mode="text"),
+        lambda: rag.ask("docs", "password"),
+        lambda: rag.generate(hits),
+        lambda: rag.evaluate("docs", []),
+        lambda: rag.questions("docs"),
+        lambda: rag.ingest("docs"),
+        lambda: rag.run("x"),
+        lambda: rag.cancel("x"),
+    ):
+        with pytest.raises(UsageError, match="this Rag is closed"):
+            ask()
+    rag.close()
