@@ -83,6 +83,7 @@ def test_a_value_is_bound_and_never_read_as_sql_or_as_an_expression(library):
         ("path>=a", "path=GLOB"),
         ("modified>=yesterday", "yesterday"),
         ("modified=2024-13-01", "2024-13-01"),
+        ("modified=2026-W47", "2026-W47"),
         ("colour=red", "colour"),
         ("author=a\0b", "no filter"),
     ],

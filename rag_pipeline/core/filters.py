@@ -143,6 +143,8 @@ def _range(wanted: Filter) -> str:
 def _day(text: str) -> tuple[datetime, datetime]:
     """Where a date or time begins and ends; in UTC where it names no zone. Raises UsageError."""
     try:
+        if not re.match(r"\d{4}-\d\d-\d\d", text):
+            raise ValueError(text)  # a week, or a date without hyphens, which are days to Python
         first = datetime.fromisoformat(text)
         first = first if first.tzinfo else first.replace(tzinfo=UTC)
         return first, first + (timedelta(days=1) if len(text) <= len("2024-01-31") else timedelta(microseconds=1))

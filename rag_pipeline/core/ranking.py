@@ -18,8 +18,8 @@ BM25_K1, BM25_B = 1.2, 0.75
 CANDIDATES = 2000
 
 # What a piece of an identifier in the question counts for where the index has the whole: a chunk that repeats up to
-# four pieces does not outrank one that has it as it is typed.
-PIECE_WEIGHT = 0.2
+# three pieces does not outrank one that has it as it is typed.
+PIECE_WEIGHT = 0.25
 
 # How many of each leg are fused, at least: a chunk that both legs rank low can still come out on top.
 DEPTH = 100
