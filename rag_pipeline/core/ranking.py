@@ -17,8 +17,8 @@ BM25_K1, BM25_B = 1.2, 0.75
 # So many chunks with the question's rarest words are ranked by all its words. On SciFact 200 do as well as all 5,183.
 CANDIDATES = 2000
 
-# What a piece of an identifier in the question counts for where the index has the whole: a chunk that repeats up to
-# three pieces does not outrank one that has it as it is typed.
+# What a piece of an identifier in the question counts for where the index has the whole: a chunk of like
+# length that repeats up to three pieces does not outrank one that has it as it is typed.
 PIECE_WEIGHT = 0.25
 
 # How many of each leg are fused, at least: a chunk that both legs rank low can still come out on top.
