@@ -87,11 +87,12 @@ def test_every_setting_is_read_back_as_it_was_typed(connection, tmp_path):
         "precision": "half",
         "max_removal_fraction": "0.25",
         "max_embedding_tokens_per_run": "1200",
+        "log_questions": "on",
     }
     assert typed.keys() == CollectionSettings.__dataclass_fields__.keys()
     assert collections.add(connection, "docs", str(tmp_path), parse_settings(typed)).settings == CollectionSettings(
         "openai/text-embedding-3-large", 256, 300, 30, False, "german", ("*.md", "docs/**"), ("drafts/*",),
-        7, 8, 900, 10, 110, "half", 0.25, 1200,
+        7, 8, 900, 10, 110, "half", 0.25, 1200, True,
     )  # fmt: skip
     cleared = dict.fromkeys(("dimensions", "chunk_tokens", "chunk_overlap", "max_embedding_tokens_per_run"), "none")
     after = collections.change(connection, "docs", parse_settings({**cleared, "include": "", "exclude": ""})).settings
