@@ -129,7 +129,8 @@ def test_down_ends_what_a_killed_up_left_behind(rag_at_home, up):
     up.process.kill()
     up.process.communicate()
     assert not up.nothing_is_left()
-    assert rag_at_home("up").reason == "rag up runs already for this RAG_HOME: rag down stops it"
+    left = "a rag up that was killed left Dagster's UI and daemon behind: rag down ends them"
+    assert rag_at_home("up").reason == left
     assert rag_at_home.done("down").out == "stopped rag up\n"
     eventually(up.nothing_is_left)
 

@@ -123,7 +123,8 @@ def test_nothing_is_lost_and_the_next_run_goes_on(fruit, earlier, redis_url, ser
         assert upgraded.found("quinces") == {"stale.txt"}
         asked = len(server.embedded_texts())
         run = upgraded.run()
-        assert (run.published.published, run.embedded.inserted) == (1, 1)
+        # Words in an older form make another index, which copies the vectors.
+        assert (run.published.published, run.embedded.embedding.inserted) == (1, 1)
         assert server.embedded_texts()[asked:] == ["Medlars are brown."]
         assert upgraded.served() == {**served, "new.txt": upgraded.served()["new.txt"]}
         assert upgraded.found("medlars") == {"new.txt"}
