@@ -266,8 +266,8 @@ def test_roles_that_a_login_may_not_make_are_told_when_they_are_needed(library):
     with closing(library.owner.connect()) as connection, connection.transaction(force_rollback=True):
         # A login that may neither grant nor make roles: the function says so instead of failing a migration.
         connection.execute("CREATE ROLE rag_modest NOLOGIN")
-        connection.execute("GRANT USAGE ON SCHEMA rag TO rag_modest")
-        connection.execute("GRANT EXECUTE ON FUNCTION rag.grant_query_role() TO rag_modest")
+        connection.execute("GRANT USAGE, CREATE ON SCHEMA rag TO rag_modest")
+        connection.execute("ALTER FUNCTION rag.grant_query_role() OWNER TO rag_modest")
         connection.execute("SET LOCAL ROLE rag_modest")
         assert connection.execute("SELECT rag.grant_query_role()").fetchone() == (False,)
 

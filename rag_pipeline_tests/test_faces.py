@@ -1,9 +1,12 @@
 """What the catalog says of the assets agrees with the database and with the code."""
 
+from dagster import AssetKey
+
 from rag_pipeline.assets import ASSETS
 from rag_pipeline.assets.faces import TABLES
+from rag_pipeline.assets.quality import retrieval_quality
 from rag_pipeline.core.parsing import PARSER_VERSION
-from rag_pipeline_tests.test_dagster import metadata
+from rag_pipeline_tests.test_dagster import STAGES, metadata, opened
 
 
 def test_every_asset_tells_its_table_as_it_is(pipeline):
@@ -30,6 +33,40 @@ def test_every_asset_has_an_owner_a_version_and_a_description():
         assert spec.description
         assert spec.code_version
     assert ASSETS[1].specs_by_key[ASSETS[1].key].code_version == str(PARSER_VERSION)
+
+
+def test_retrieval_quality_has_an_owner_and_a_version():
+    (spec,) = retrieval_quality.specs
+    assert (spec.owners, spec.code_version) == (["team:rag_pipeline"], "1")
+
+
+def test_a_data_version_is_another_only_where_the_result_is(rag, handbook, parsing_in_process):
+    def versions() -> dict[str, str]:
+        rag.done("ingest", "handbook")
+        with opened(rag) as instance:
+            return {
+                stage: instance.get_latest_materialization_event(AssetKey(stage)).asset_materialization.tags[
+                    "dagster/data_version"
+                ]
+                for stage in STAGES
+            }
+
+    def moved(now: dict[str, str]) -> list[str]:
+        return [stage for stage in STAGES if now[stage] != before[stage]]
+
+    rag.done("ingest", handbook)
+    before = versions()
+    assert len(set(before.values())) == len(STAGES)
+    assert moved(versions()) == []
+    text = (handbook / "travel.txt").read_text()
+    (handbook / "travel.txt").write_text("Trains alone.\n")
+    assert moved(versions()) == STAGES
+    (handbook / "travel.txt").write_text(text)
+    assert moved(versions()) == []
+    rag.done("collection", "set", "handbook", "hnsw_m=8")
+    assert moved(versions()) == ["pgvector_index"]
+    rag.done("collection", "set", "handbook", "chunk_tokens=300")
+    assert moved(versions()) == ["token_chunks", "cached_embeddings", "pgvector_index"]
 
 
 def test_samples_have_places_and_no_text(rag, handbook, parsing_in_process):

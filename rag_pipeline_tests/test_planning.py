@@ -7,6 +7,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rag_pipeline.core.errors import SourceError
 from rag_pipeline.core.forgetting import forget
 from rag_pipeline.core.planning import IngestPlan, plan_ingest
 from rag_pipeline.core.stages.parsed_text import parse_documents
@@ -148,6 +149,13 @@ def test_a_plan_knows_what_is_withheld_and_what_does_not_parse(pipeline):
     told, counted = files(planned, run)
     assert told == counted
     assert asked(run) == (planned.to_embed.chunks, planned.to_embed.tokens)
+
+
+def test_a_plan_refuses_what_the_run_would_an_empty_folder_in_place_of_the_source(fruit):
+    fruit.folder.rename(fruit.folder.with_name("mounted"))
+    fruit.folder.mkdir()
+    with pytest.raises(SourceError, match="is empty and not the folder it was"):
+        plan(fruit)
 
 
 def test_a_plan_leaves_out_what_was_forgotten(fruit):

@@ -8,6 +8,7 @@ from dagster import (
     AssetCheckSeverity,
     AssetCheckSpec,
     AssetIn,
+    DataVersion,
     DynamicOutput,
     MaterializeResult,
     Nothing,
@@ -36,6 +37,7 @@ from rag_pipeline.core.stages.cached_embeddings import (
     finish_embeddings,
     plan_embeddings,
 )
+from rag_pipeline.core.versions import result_version
 from rag_pipeline.partitions import collections_partitions, shared
 from rag_pipeline.resources import Pipeline
 
@@ -115,7 +117,10 @@ def report_vectors(pipeline: ResourceParam[Pipeline], plan: dict, reports: list)
             "inserted": report.inserted,
             "cache_hit_rate": round(embedded.cached / embedded.inputs, 3) if embedded.inputs else 1.0,
             **rates(seconds, inputs=embedded.inputs, tokens=embedded.tokens, requests=embedded.requests),
-        }
+        },
+        data_version=DataVersion(
+            result_version(pipeline.connection, pipeline.name, "chunk_key", report.index.model, report.index.dimensions)
+        ),
     )
     if report.same_model is not None:
         yield AssetCheckResult(
@@ -130,7 +135,7 @@ def report_vectors(pipeline: ResourceParam[Pipeline], plan: dict, reports: list)
 @graph_asset(
     **shared,
     ins={"token_chunks": AssetIn(dagster_type=Nothing)},
-    kinds={"postgres", "redis", "openai"},
+    kinds={"postgres", "redis"},
     check_specs=[SAME_MODEL],
 )
 def cached_embeddings(token_chunks):

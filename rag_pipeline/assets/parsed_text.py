@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from dagster import AssetIn, DynamicOutput, MaterializeResult, Nothing, ResourceParam, graph_asset, op
+from dagster import AssetIn, DataVersion, DynamicOutput, MaterializeResult, Nothing, ResourceParam, graph_asset, op
 
 from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, rates, table
 from rag_pipeline.assets.sharding import (
@@ -17,6 +17,7 @@ from rag_pipeline.assets.sharding import (
 )
 from rag_pipeline.core.samples import failure_sample
 from rag_pipeline.core.stages.parsed_text import ParseReport, parse_shard, plan_parsing
+from rag_pipeline.core.versions import result_version
 from rag_pipeline.partitions import shared
 from rag_pipeline.resources import Pipeline
 
@@ -60,7 +61,8 @@ def report_texts(pipeline: ResourceParam[Pipeline], plan: dict, reports: list) -
             **rates(seconds, documents=report.documents, characters=report.characters),
             **table(report.changes, "path", "characters", "elements", "failure"),
             **table(failure_sample(pipeline.connection, pipeline.name), "path", "stage", "reason", key="failures"),
-        }
+        },
+        data_version=DataVersion(result_version(pipeline.connection, pipeline.name, "parse_key")),
     )
 
 

@@ -18,6 +18,7 @@ from dagster import (
     asset,
 )
 
+from rag_pipeline.assets.faces import OWNER
 from rag_pipeline.assets.metadata import Stopwatch, quoting_no_row
 from rag_pipeline.assets.stages import pgvector_index
 from rag_pipeline.client import Rag
@@ -43,7 +44,9 @@ with warnings.catch_warnings():
     )
 
 
-@asset(**shared, deps=[pgvector_index], kinds={"postgres"}, check_specs=[quality_holds])
+@asset(
+    **shared, deps=[pgvector_index], kinds={"postgres"}, owners=[OWNER], code_version="1", check_specs=[quality_holds]
+)
 @quoting_no_row
 def retrieval_quality(context: AssetExecutionContext, rag: ResourceParam[Rag]) -> MaterializeResult:
     """Hit rate, MRR and nDCG at 5 of hybrid search over `questions.jsonl` at the root of the collection's source."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dagster import AssetCheckResult, Failure, MaterializeResult, ResourceParam, asset
+from dagster import AssetCheckResult, DataVersion, Failure, MaterializeResult, ResourceParam, asset
 
 from rag_pipeline.assets.cached_embeddings import cached_embeddings
 from rag_pipeline.assets.checks import OF_A_RUN, check_run
@@ -10,10 +10,12 @@ from rag_pipeline.assets.metadata import Stopwatch, counts, quoting_no_row, tabl
 from rag_pipeline.assets.parsed_text import parsed_text
 from rag_pipeline.core.collections import forgive_failures
 from rag_pipeline.core.garbage import reclaim_space
+from rag_pipeline.core.indexing import active_index
 from rag_pipeline.core.samples import chunk_sample
 from rag_pipeline.core.stages.pgvector_index import publish_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
 from rag_pipeline.core.stages.token_chunks import chunk_documents
+from rag_pipeline.core.versions import result_version
 from rag_pipeline.partitions import shared
 from rag_pipeline.resources import Pipeline
 
@@ -45,7 +47,8 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
             f"{collection.name}; they stay searchable: rag ingest {collection.name} --allow-mass-removal consents"
         )
     return MaterializeResult(
-        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "change", "bytes")}
+        metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "change", "bytes")},
+        data_version=DataVersion(result_version(pipeline.connection, pipeline.name, "content_hash")),
     )
 
 
@@ -69,7 +72,8 @@ def token_chunks(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
             **counts(report),
             **table(report.changes, "path", "chunks", "tokens"),
             **table(sample, "path", "heading", "span", "tokens", key="sample"),
-        }
+        },
+        data_version=DataVersion(result_version(pipeline.connection, pipeline.name, "chunk_key")),
     )
 
 
@@ -85,7 +89,9 @@ def pgvector_index(pipeline: ResourceParam[Pipeline]) -> Iterator[AssetCheckResu
             metadata=metadata,
             allow_retries=False,
         )
-    yield MaterializeResult(metadata=metadata)
+    index = active_index(pipeline.connection, pipeline.name)
+    version = result_version(pipeline.connection, pipeline.name, "published_chunk_key", index and index.id)
+    yield MaterializeResult(metadata=metadata, data_version=DataVersion(version))
 
 
 @quoting_no_row

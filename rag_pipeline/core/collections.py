@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection
 from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 
@@ -107,12 +107,7 @@ def remove(connection: Connection, name: str) -> None:
     """Drop a collection and everything derived from it. Embeddings stay in the cache until they expire."""
     get(connection, name)
     with connection.transaction():
-        for (index_id,) in connection.execute(
-            "SELECT id FROM rag.vector_index WHERE collection = %s", [name]
-        ).fetchall():
-            connection.execute(
-                sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("rag", f"indexed_chunk_{index_id}"))
-            )
+        connection.execute("SELECT rag.drop_partition(id) FROM rag.vector_index WHERE collection = %s", [name])
         connection.execute("UPDATE rag.collection SET active_index = NULL WHERE name = %s", [name])
         connection.execute("DELETE FROM rag.collection WHERE name = %s", [name])
 

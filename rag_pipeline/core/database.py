@@ -45,32 +45,26 @@ def connect(
 def migrate(database_url: str) -> None:
     """Bring the schema to the version this code was written for. Safe to call from several processes at once.
 
-    Raises ServiceError when the server cannot be reached, its encoding is not UTF8, its pgvector is too old, or its
-    schema is newer than this code.
+    Raises ServiceError when the server cannot be reached, its encoding is not UTF8, its pgvector is too old, its schema
+    is newer than this code, or it is older and this login may not change it, or not even read it.
     """
     migrations = _migrations()
     with _open(database_url, autocommit=True) as connection:
-        if _version(connection) == max(migrations):
-            return
-        connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
-        _require_utf8(connection)
-        _require_pgvector(connection)
-        connection.execute("CREATE SCHEMA IF NOT EXISTS rag")
-        connection.execute(
-            """CREATE TABLE IF NOT EXISTS rag.migration
-               (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"""
-        )
-        applied = _version(connection)
-        if applied > max(migrations):
+        try:
+            applied = _version(connection)
+        except psycopg.errors.InsufficientPrivilege:
             raise ServiceError(
-                f"the database has schema version {applied}, this code knows {max(migrations)}: update rag_pipeline"
-            )
-        for version in sorted(v for v in migrations if v > applied):
-            with connection.transaction():
-                connection.execute(migrations[version].read_bytes())
-                connection.execute(
-                    "INSERT INTO rag.migration (version, name) VALUES (%s, %s)", [version, migrations[version].stem]
-                )
+                "the login of RAG_DATABASE_URL may not read the schema: run GRANT rag_pipeline TO it, as its owner"
+            ) from None
+        try:
+            if applied != max(migrations):
+                _apply(connection, migrations)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise ServiceError(
+                f"the schema has version {applied}, this code needs {max(migrations)}, and the login of "
+                f"RAG_DATABASE_URL may not change it ({error.diag.message_primary}): run rag doctor once with that of "
+                "its owner"
+            ) from None
 
 
 def masked(database_url: str) -> str:
@@ -82,6 +76,29 @@ def masked(database_url: str) -> str:
     if _is_ambiguous(database_url):
         return f"{database_url.partition('://')[0]}://... (percent-encode the special characters of its password)"
     return make_conninfo(**{key: "***" if "password" in key else value for key, value in parts.items()})
+
+
+def _apply(connection: Connection, migrations: dict[int, Path]) -> None:
+    """Apply what is missing of the migrations, each in a transaction of its own."""
+    connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+    _require_utf8(connection)
+    _require_pgvector(connection)
+    connection.execute("CREATE SCHEMA IF NOT EXISTS rag")
+    connection.execute(
+        """CREATE TABLE IF NOT EXISTS rag.migration
+           (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"""
+    )
+    applied = _version(connection)
+    if applied > max(migrations):
+        raise ServiceError(
+            f"the database has schema version {applied}, this code knows {max(migrations)}: update rag_pipeline"
+        )
+    for version in sorted(v for v in migrations if v > applied):
+        with connection.transaction():
+            connection.execute(migrations[version].read_bytes())
+            connection.execute(
+                "INSERT INTO rag.migration (version, name) VALUES (%s, %s)", [version, migrations[version].stem]
+            )
 
 
 def _open(

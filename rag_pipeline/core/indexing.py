@@ -218,41 +218,13 @@ def build_graph(
 
     `progress` is called with (rows in the graph, rows), from another thread.
     """
-    kind, operators = (
-        ("halfvec", "halfvec_cosine_ops") if index.precision == "half" else ("vector", "vector_cosine_ops")
-    )
-    name = f"indexed_chunk_{index.id}"
     with connection.transaction(), _watched(connection, index, progress):
         connection.execute(
             "SELECT set_config('maintenance_work_mem', %s, true)", [f"{_build_memory_mb(connection, index)}MB"]
         )
-        connection.execute(
-            sql.SQL(
-                """CREATE INDEX IF NOT EXISTS {name} ON {table}
-                   USING hnsw ((embedding::{kind}({dimensions})) {operators})
-                   WITH (m = {m}, ef_construction = {ef_construction})"""
-            ).format(
-                name=sql.Identifier(f"{name}_hnsw"),
-                table=index.table,
-                kind=sql.SQL(kind),
-                dimensions=sql.Literal(index.dimensions),
-                operators=sql.SQL(operators),
-                m=sql.Literal(index.m),
-                ef_construction=sql.Literal(index.ef_construction),
-            )
-        )
-        connection.execute(
-            sql.SQL("CREATE INDEX IF NOT EXISTS {name} ON {table} USING gin (terms)").format(
-                name=sql.Identifier(f"{name}_terms"), table=index.table
-            )
-        )
+        connection.execute("SELECT rag.build_graph(%s)", [index.id])
         _count_words(connection, index)
-    # A new index comes with many new rows elsewhere; until they are counted the planner takes them for none.
-    connection.execute(
-        sql.SQL("ANALYZE {table}, rag.document, rag.chunking, rag.token_chunk, rag.index_term").format(
-            table=index.table
-        )
-    )
+    connection.execute("SELECT rag.analyze_index(%s)", [index.id])
 
 
 def drop_retired(connection: Connection, name: str) -> None:
@@ -267,9 +239,7 @@ def drop_retired(connection: Connection, name: str) -> None:
         try:
             with connection.transaction():
                 connection.execute("SET LOCAL lock_timeout = '100ms'")
-                connection.execute(
-                    sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("rag", f"indexed_chunk_{index_id}"))
-                )
+                connection.execute("SELECT rag.drop_partition(%s)", [index_id])
                 connection.execute("DELETE FROM rag.vector_index WHERE id = %s", [index_id])
         except psycopg.errors.LockNotAvailable:
             return
@@ -315,7 +285,7 @@ def _outgrown(connection: Connection, index: VectorIndex) -> bool:
 
 
 def _begin(connection: Connection, name: str, shape: dict[str, object]) -> VectorIndex:
-    """A new, empty partition. Made apart and attached, which lets readers of other collections pass."""
+    """A new, empty partition."""
     with connection.transaction():
         (index_id,) = connection.execute(
             """INSERT INTO rag.vector_index
@@ -324,17 +294,7 @@ def _begin(connection: Connection, name: str, shape: dict[str, object]) -> Vecto
                        %(terms_form)s, %(m)s, %(ef_construction)s) RETURNING id""",
             {"collection": name, **shape},
         ).fetchone()
-        table = sql.Identifier("rag", f"indexed_chunk_{index_id}")
-        connection.execute(
-            sql.SQL("CREATE TABLE {table} (LIKE rag.indexed_chunk INCLUDING ALL, CHECK (index_id = {id}))").format(
-                table=table, id=sql.Literal(index_id)
-            )
-        )
-        connection.execute(
-            sql.SQL("ALTER TABLE rag.indexed_chunk ATTACH PARTITION {table} FOR VALUES IN ({id})").format(
-                table=table, id=sql.Literal(index_id)
-            )
-        )
+        connection.execute("SELECT rag.create_partition(%s)", [index_id])
     return next(index for index in _living(connection, name) if index.id == index_id)
 
 

@@ -26,6 +26,7 @@ from rag_pipeline.core.stages.raw_files import (
     may_have_changed,
     read_files,
     read_manifest,
+    require_source,
 )
 from rag_pipeline.core.stages.token_chunks import read_parsed_text
 
@@ -82,7 +83,7 @@ def plan_ingest(
 ) -> IngestPlan:
     """List and, where they may have changed, read the source's files; cut what is parsed; count what nobody knows.
 
-    Raises SourceError when the source cannot be listed completely.
+    Raises SourceError when the source cannot be listed completely, or is an empty folder in place of the one it was.
     """
     files, contents = _look(connection, collection)
     good = _parsed(connection, collection.name, contents)
@@ -118,6 +119,7 @@ def _look(connection: Connection, collection: Collection) -> tuple[FilesReport, 
     """What `update_manifest` would report, and the documents that it would leave."""
     listing = list_source(collection)
     before = read_manifest(connection, collection.name)
+    require_source(connection, collection, listing, before)
     contents = _contents(connection, collection.name)
     now = dict(before)
     suspects = [file for file in listing.files.values() if may_have_changed(file, before.get(file.path))]
@@ -125,21 +127,14 @@ def _look(connection: Connection, collection: Collection) -> tuple[FilesReport, 
     reads = [read for batch in read_files(collection.source, suspects) for read in batch]
     barred = barred_contents(connection, collection.name, [read.content_hash for read in reads if read.content_hash])
     for read in reads:
-        file, known = read.file, before.get(read.file.path)
-        if read.content_hash is None:
-            report.count(file.path, "unreadable", file.size)
+        file = read.file
+        change = report.count_read(read, before.get(file.path), barred)
+        if change == "unreadable":
             continue
         now[file.path] = Known(file.size, file.stamp, read.content_hash)
-        if read.content_hash in barred:
-            report.count(file.path, "forgotten", file.size)
+        if change == "forgotten":
             contents.pop(file.path, None)
             continue
-        if known is None or known.removed:
-            report.count(file.path, "added", file.size)
-        elif known.content_hash != read.content_hash:
-            report.count(file.path, "changed", file.size)
-        else:
-            report.unchanged += 1
         contents[file.path] = replace(
             contents.get(file.path, _Content(0, None, None, None, None)),
             size=file.size,

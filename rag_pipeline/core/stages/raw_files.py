@@ -66,6 +66,22 @@ class FilesReport:
         if len(self.changes) < CHANGES_SHOWN:
             self.changes.append((path, change, size))
 
+    def count_read(self, read: ReadFile, known: Known | None, barred: set[bytes]) -> str:
+        """Count a file that was read by what has become of it, and say what; `barred` contents were forgotten."""
+        if read.content_hash is None:
+            change = "unreadable"
+        elif read.content_hash in barred:
+            change = "forgotten"
+        elif known is None or known.removed:
+            change = "added"
+        elif known.content_hash != read.content_hash:
+            change = "changed"
+        else:
+            self.unchanged += 1
+            return "unchanged"
+        self.count(read.file.path, change, read.file.size)
+        return change
+
 
 def update_manifest(
     connection: Connection,
@@ -84,8 +100,13 @@ def update_manifest(
     listing = list_source(collection)
     manifest = read_manifest(connection, collection.name)
     before = dict(manifest)
-    present = len(manifest) - sum(known.removed for known in manifest.values())
-    _remember_source(connection, collection, listing, consented=allow_mass_removal or not present)
+    if not allow_mass_removal:
+        require_source(connection, collection, listing, manifest)
+    connection.execute(
+        """UPDATE rag.collection SET source_identity = %(identity)s
+           WHERE name = %(name)s AND source_identity IS DISTINCT FROM %(identity)s""",
+        {"name": collection.name, "identity": listing.identity},
+    )
     due = _due_today(rehash_fraction)
     suspects = [
         file for file in listing.files.values() if may_have_changed(file, manifest.get(file.path)) or due(file.path)
@@ -113,20 +134,18 @@ def read_manifest(connection: Connection, name: str) -> dict[str, Known]:
     return {path: Known(*columns) for path, *columns in rows}
 
 
-def _remember_source(connection: Connection, collection: Collection, listing: Listing, *, consented: bool) -> None:
-    """Record which folder was listed. Raises SourceError for one without a file in place of that which had them all."""
-    row = connection.execute("SELECT source_identity FROM rag.collection WHERE name = %s", [collection.name]).fetchone()
-    known = row[0] if row else None
-    if listing.identity == known:
+def require_source(
+    connection: Connection, collection: Collection, listing: Listing, manifest: dict[str, Known]
+) -> None:
+    """Raises SourceError for a folder without a file in place of that which had them all."""
+    if listing.files or listing.skipped or all(known.removed for known in manifest.values()):
         return
-    if known and not (listing.files or listing.skipped or consented):
+    row = connection.execute("SELECT source_identity FROM rag.collection WHERE name = %s", [collection.name]).fetchone()
+    if row and row[0] not in (None, listing.identity):
         raise SourceError(
             f"{collection.source}, the source of {collection.name}, is empty and not the folder it was; nothing was "
             f"changed: mount it, or consent with rag ingest {collection.name} --allow-mass-removal"
         )
-    connection.execute(
-        "UPDATE rag.collection SET source_identity = %s WHERE name = %s", [listing.identity, collection.name]
-    )
 
 
 def _due_today(fraction: float) -> Callable[[str], bool]:
@@ -188,22 +207,14 @@ def _store(
     barred = barred_contents(connection, name, [read.content_hash for read in batch if read.content_hash])
     for read in batch:
         file, known = read.file, manifest.get(read.file.path)
-        if read.content_hash is None:
-            report.count(file.path, "unreadable", file.size)
+        change = report.count_read(read, known, barred)
+        if change == "unreadable":
             unreadable.append((name, file.path, file.size, file.modified, read.error))
             continue
         manifest[file.path] = Known(file.size, file.stamp, read.content_hash)
-        if read.content_hash in barred:
-            report.count(file.path, "forgotten", file.size)
+        if change == "forgotten":
             forgotten.append(file.path)
-            continue
-        if known is None or known.removed:
-            report.count(file.path, "added", file.size)
-        elif known.content_hash != read.content_hash:
-            report.count(file.path, "changed", file.size)
-        else:
-            report.unchanged += 1
-        if manifest[file.path] != known:
+        elif manifest[file.path] != known:
             readable.append(
                 (
                     *(name, file.path, file.stamp, file.size, file.modified, read.content_hash, read.media_type),
