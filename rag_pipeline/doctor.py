@@ -14,6 +14,7 @@ from rag_pipeline.core.database import masked
 from rag_pipeline.core.embedding import probe
 from rag_pipeline.core.errors import ProviderError, RagError
 from rag_pipeline.core.models import embedding_model
+from rag_pipeline.core.watching import Cursor
 from rag_pipeline.runs import daemon_answers
 from rag_pipeline.runtime import Runtime
 
@@ -42,6 +43,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
         with runtime.connect() as connection:
             yield _told("dagster", lambda: _dagster(connection))
             yield _told("daemon", lambda: _daemon(connection))
+            yield _told("sources", lambda: _sources(connection))
             yield _told("collections", lambda: _collections(connection))
 
 
@@ -121,6 +123,22 @@ def _daemon(connection: Connection) -> tuple[bool | None, str]:
     if daemon_answers(connection):
         return True, "alive: files are watched, and what is queued is executed"
     return None, "none is running: rag up starts one, which watches files and executes what is queued"
+
+
+def _sources(connection: Connection) -> tuple[bool | None, str]:
+    """What the sensor could not list or take in when it last looked; read from Dagster's table of its cursors."""
+    cursor = None
+    if connection.execute("SELECT to_regclass('dagster.instigators')").fetchone()[0] is not None:
+        cursor = connection.execute(
+            """SELECT instigator_body::jsonb #>> '{job_specific_data,cursor}' FROM dagster.instigators
+               WHERE instigator_body::jsonb #>> '{origin,job_name}' = 'new_files'"""
+        ).fetchone()
+    if cursor is None:
+        return None, "the sensor new_files has not looked yet: rag up starts it"
+    reasons = Cursor.from_json(cursor[0]).reasons()
+    if not reasons:
+        return True, "the sensor new_files could list each of them"
+    return None, "; ".join(reasons[:5]) + ("" if len(reasons) <= 5 else f"; and {len(reasons) - 5} more")
 
 
 def _collections(connection: Connection) -> tuple[bool | None, str]:

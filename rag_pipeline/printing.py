@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rag_pipeline.core.evaluation import Evaluation
     from rag_pipeline.core.planning import IngestPlan
 
+# Of documents that failed for one reason; --json names them all.
+PATHS_SHOWN = 10
+
 
 def print_hits(hits: Hits) -> None:
     """The hits, each with its place and text."""
@@ -118,8 +121,14 @@ def print_status(status: dict) -> None:
     for use in status["usage"]:
         used = f"{use['queries']} queries, {use['tokens']} tokens, last {use['last']}"
         click.echo(f"  used by    {use['key'] or 'the owner'}: {used}")
+    # Where a provider is down, many documents fail for one reason.
+    alike: dict[str, list[str]] = {}
     for failure in status["failures"]:
-        click.echo(f"  {failure['path']}: {failure['reason']} ({failure['stage']}): {failure['detail']}")
+        why = f"{failure['reason']} ({failure['stage']}): {failure['detail']}"
+        alike.setdefault(why, []).append(failure["path"])
+    for why, paths in alike.items():
+        more = "" if len(paths) <= PATHS_SHOWN else f" and {len(paths) - PATHS_SHOWN} more"
+        click.echo(f"  {', '.join(paths[:PATHS_SHOWN])}{more}: {why}")
 
 
 def print_run(run: Run) -> None:

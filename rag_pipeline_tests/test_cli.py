@@ -328,6 +328,7 @@ def test_a_key_that_is_refused_while_ingesting(rag, handbook, server, parsing_in
     status = rag.done("status", "handbook", "--json").json
     assert status["last_run"]["status"] == "failure"
     assert {failure["stage"] for failure in status["failures"]} == {"embedding"}
+    assert "  holidays.md, passwords.md, travel.txt: " in rag.done("status", "handbook").out
     server.key = None
     assert rag.done("ingest", "handbook", "--json").json["index"]["rows"] == 3
 

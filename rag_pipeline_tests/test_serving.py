@@ -167,6 +167,8 @@ def test_a_daemon_alone_finds_what_is_dropped(rag_at_home, tmp_path):
         eventually(lambda: found() == {"apples.txt"}, 120)
         apples.rename(apples.with_name("more apples.txt"))
         eventually(lambda: found() == {"more apples.txt"}, 120)
+        (documents / "two words").mkdir()
+        eventually(lambda: "the folder two words becomes no collection" in rag("doctor").out, 120)
 
 
 @pytest.mark.slow
