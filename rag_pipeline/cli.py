@@ -21,6 +21,10 @@ class _Rag(OrderedGroup):
         except RagError as error:
             click.echo(f"rag: {error}", err=True)
             context.exit(1)
+        except psycopg.errors.InsufficientPrivilege as error:
+            reason = error.diag.message_primary
+            click.echo(f"rag: the login of RAG_DATABASE_URL may not do this: {reason}; see docs/access.md", err=True)
+            context.exit(1)
         except psycopg.OperationalError as error:
             reason = str(error).strip().partition("\n")[0]
             click.echo(f"rag: PostgreSQL failed: {reason}; run the command again", err=True)

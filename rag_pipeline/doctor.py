@@ -15,6 +15,7 @@ from rag_pipeline.core.embedding import probe
 from rag_pipeline.core.errors import ProviderError, RagError
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.watching import Cursor
+from rag_pipeline.instance import dagster_instance
 from rag_pipeline.runs import daemon_answers
 from rag_pipeline.runtime import Runtime
 
@@ -41,7 +42,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
     yield _told("answers", lambda: _answers(runtime))
     if database.ok:
         with runtime.connect() as connection:
-            yield _told("dagster", lambda: _dagster(connection))
+            yield _told("dagster", lambda: _dagster(runtime, connection))
             yield _told("daemon", lambda: _daemon(connection))
             yield _told("sources", lambda: _sources(connection))
             yield _told("collections", lambda: _collections(connection))
@@ -108,9 +109,11 @@ def _answers(runtime: Runtime) -> tuple[bool | None, str]:
     return None, f"{runtime.settings.chat_model} is to write them; it was not asked"
 
 
-def _dagster(connection: Connection) -> tuple[bool | None, str]:
+def _dagster(runtime: Runtime, connection: Connection) -> tuple[bool | None, str]:
     if connection.execute("SELECT to_regclass('dagster.runs')").fetchone()[0] is None:
-        return None, "no tables yet: the first rag ingest or rag up makes them"
+        # As the schema's own tables, whose owner they are to have: opening the instance makes them.
+        with dagster_instance(runtime):
+            pass
     runs, queued, running, failed = connection.execute(
         """SELECT count(*), count(*) FILTER (WHERE status = 'QUEUED'), count(*) FILTER (WHERE status = 'STARTED'),
                   count(*) FILTER (WHERE status = 'FAILURE' AND create_timestamp > now() - interval '1 day')

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from rag_pipeline.core.collections import list_all
 from rag_pipeline.core.database import MIGRATION_LOCK
+from rag_pipeline.core.errors import ServiceError
 from rag_pipeline.core.locking import is_living
 from rag_pipeline.runtime import Runtime
 from rag_pipeline.settings import PROJECT
@@ -73,6 +74,7 @@ def dagster_instance(runtime: Runtime) -> Iterator["DagsterInstance"]:
         with connection.transaction():
             # At the first use Dagster makes its tables: one process at a time.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
+            _require_tables(connection)
             instance = DagsterInstance.from_ref(reference)
         names = [collection.name for collection in list_all(connection)]
     with instance:
@@ -80,6 +82,18 @@ def dagster_instance(runtime: Runtime) -> Iterator["DagsterInstance"]:
         instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
         sync_partitions(instance, names)
         yield instance
+
+
+def _require_tables(connection: Connection) -> None:
+    """Raises ServiceError where Dagster has no tables and this login may not make them."""
+    (missing,) = connection.execute(
+        "SELECT to_regclass('dagster.runs') IS NULL AND NOT has_schema_privilege('dagster', 'CREATE')"
+    ).fetchone()
+    if missing:
+        raise ServiceError(
+            "Dagster has no tables yet, and the login of RAG_DATABASE_URL may not make them: run rag doctor once with "
+            "that of the schema's owner"
+        )
 
 
 def _import_dagster() -> None:

@@ -15,8 +15,8 @@ def test_every_asset_tells_its_table_as_it_is(pipeline):
         schema, table = spec.metadata["dagster/column_schema"], spec.metadata["dagster/table_name"]
         found = dict(
             pipeline.rows(
-                """SELECT column_name, data_type FROM information_schema.columns
-                   WHERE table_schema || '.' || table_name = %(table)s""",
+                """SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+                   WHERE attrelid = %(table)s::regclass AND attnum > 0""",
                 table=table,
             )
         )

@@ -49,8 +49,8 @@ OF_A_RUN = _specs(
 OF_A_COLLECTION = _specs(
     chunks_have_vectors="Every chunk of every published document has its row in the index. Else: rag ingest NAME.",
     rows_match_chunks=f"The index has a row for each distinct text of its documents, and no other. {BUILD_ANEW}",
-    no_orphans="No text, chunk or partition is left of what documents let go of. They are not searchable; removing and "
-    "adding the collection clears them.",
+    no_orphans="No text, chunk or partition is left of what documents let go of; nobody finds them. Else: remove the "
+    "collection and add it again; of a partition, DROP TABLE rag.NAME.",
     dimensions_agree=f"Every vector has the dimensions of the index's model. {BUILD_ANEW}",
     word_statistics_agree=f"The words that rank a text search are counted as they stand in the index. {BUILD_ANEW}",
     recall_at_10=f"The HNSW graph finds at least {LEAST_RECALL:.0%} of what comparing every row finds, on a sample of "
@@ -98,5 +98,5 @@ def _result(name: str, findings: list[Finding], *, warn: bool = False) -> AssetC
         check_name=name,
         passed=not findings,
         severity=AssetCheckSeverity.WARN if warn else AssetCheckSeverity.ERROR,
-        metadata={"findings": len(findings), **table(rows, "subject", "problem")},
+        metadata={"findings": len(findings), **table(rows, "subject", "problem", key="details")},
     )

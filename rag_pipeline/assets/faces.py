@@ -41,14 +41,14 @@ TABLES = {
         ("span_end", "integer", "the first code point after the chunk"),
         ("tokens", "integer", "of cl100k"),
         ("first_page", "integer", "where there are pages"),
-        ("headings", "ARRAY", "the heading path"),
+        ("headings", "text[]", "the heading path"),
         ("content_hash", "bytea", "sha256 of what is embedded"),
     ]),
     "cached_embeddings": ("indexed_chunk", [
         ("index_id", "bigint", "the vector index, a PostgreSQL partition each"),
         ("content_hash", "bytea", "sha256 of what is embedded; unique in the index"),
         ("input", "text", "what is embedded: heading path and span"),
-        ("embedding", "USER-DEFINED", "the vector, of pgvector"),
+        ("embedding", "vector", "of pgvector, as long as the model makes it"),
         ("terms", "tsvector", "what a text search finds it by"),
     ]),
     "pgvector_index": ("vector_index", [

@@ -105,12 +105,13 @@ def orphans(connection: Connection, name: str) -> list[Finding]:
            SELECT 'chunked documents', count(*) FROM rag.chunking k
            WHERE k.collection = %(name)s AND NOT EXISTS (SELECT FROM held WHERE kind = 'chunking' AND key = k.chunk_key)
            UNION ALL
-           SELECT 'partitions', count(*) FROM pg_inherits h JOIN pg_class t ON t.oid = h.inhrelid
+           SELECT 'partitions ' || string_agg(t.relname, ', '), count(*)
+           FROM pg_inherits h JOIN pg_class t ON t.oid = h.inhrelid
            WHERE h.inhparent = 'rag.indexed_chunk'::regclass
                  AND NOT EXISTS (SELECT FROM rag.vector_index v WHERE t.relname = 'indexed_chunk_' || v.id)""",
         {"name": name},
     ).fetchall()
-    return [Finding(what, f"{number} belong to nothing") for what, number in counted if number]
+    return [Finding(what, f"{number} that nothing refers to") for what, number in counted if number]
 
 
 def wrong_dimensions(connection: Connection, index: VectorIndex) -> list[Finding]:

@@ -53,9 +53,18 @@ def migrate(database_url: str) -> None:
         try:
             applied = _version(connection)
         except psycopg.errors.InsufficientPrivilege:
+            (member,) = connection.execute(
+                "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rag_pipeline' AND pg_has_role(oid, 'USAGE'))"
+            ).fetchone()
+            remedy = (
+                "run rag doctor and SELECT rag.grant_pipeline_role(), both"
+                if member
+                else "run GRANT rag_pipeline TO it,"
+            )
             raise ServiceError(
-                "the login of RAG_DATABASE_URL may not read the schema: run GRANT rag_pipeline TO it, as its owner"
+                f"the login of RAG_DATABASE_URL may not read the schema: {remedy} as its owner"
             ) from None
+        _require_no_newer(applied, migrations)
         try:
             if applied != max(migrations):
                 _apply(connection, migrations)
@@ -89,10 +98,7 @@ def _apply(connection: Connection, migrations: dict[int, Path]) -> None:
            (version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"""
     )
     applied = _version(connection)
-    if applied > max(migrations):
-        raise ServiceError(
-            f"the database has schema version {applied}, this code knows {max(migrations)}: update rag_pipeline"
-        )
+    _require_no_newer(applied, migrations)
     for version in sorted(v for v in migrations if v > applied):
         with connection.transaction():
             connection.execute(migrations[version].read_bytes())
@@ -140,6 +146,13 @@ def _version(connection: Connection) -> int:
     if connection.execute("SELECT to_regclass('rag.migration')").fetchone()[0] is None:
         return 0
     return connection.execute("SELECT coalesce(max(version), 0) FROM rag.migration").fetchone()[0]
+
+
+def _require_no_newer(applied: int, migrations: dict[int, Path]) -> None:
+    if applied > max(migrations):
+        raise ServiceError(
+            f"the database has schema version {applied}, this code knows {max(migrations)}: update rag_pipeline"
+        )
 
 
 def _require_utf8(connection: Connection) -> None:

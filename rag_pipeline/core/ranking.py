@@ -206,7 +206,9 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
            piece AS MATERIALIZED (
                SELECT coalesce(array_agg(part.lexeme), '{{}}') AS lexemes
                FROM rag.term_counts({index}, rag.identifiers(rag.spaced(%(query)s))) AS identifier,
-                    unnest(to_tsvector(%(text_search)s::regconfig, rag.words(identifier.lexeme))) AS part),
+                    unnest(to_tsvector(%(text_search)s::regconfig, rag.words(identifier.lexeme))) AS part
+               -- A hyphen joins words too (write-ahead); with a number after it a name (ORA-01555).
+               WHERE identifier.lexeme !~ '-' OR identifier.lexeme ~ '-[0-9][0-9]'),
            word AS MATERIALIZED (
                SELECT rag.term_query(lexeme) AS query,
                       ln(1 + (rows - chunks + 0.5) / (chunks + 0.5))
