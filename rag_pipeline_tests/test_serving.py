@@ -47,8 +47,9 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rag_at_home(rag: Command, home: Path) -> Command:
-    return Command(rag.environment | {"RAG_HOME": str(home)})
+def rag_at_home(rag: Command, home: Path, tmp_path: Path) -> Command:
+    # No folder of the test's becomes a collection before the test makes it one.
+    return Command(rag.environment | {"RAG_HOME": str(home), "RAG_DOCUMENTS": str(tmp_path / "documents")})
 
 
 class Up:
