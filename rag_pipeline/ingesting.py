@@ -1,5 +1,6 @@
 """Running the pipeline for a collection from a command: a Dagster run in this process, and what it did."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def ingest(
     UsageError when another run has the collection and this one is not to `wait`.
     """
     started, run_id = perf_counter(), str(uuid4())
-    with dagster_instance(runtime) as instance:
+    with _quiet_dagster(), dagster_instance(runtime) as instance:
         from rag_pipeline.definitions import build_definitions
         from rag_pipeline.resources import MASS_REMOVAL_TAG, open_pipeline
 
@@ -66,6 +67,23 @@ def ingest(
             }
             chunks = published_chunks(pipeline.connection, name)
     return result_of(name, run_id, stages, chunks, round(perf_counter() - started, 3))
+
+
+@contextmanager
+def _quiet_dagster() -> Iterator[None]:
+    """Keep what Dagster logs off the terminal, tracebacks of a database that went away among it: a person is shown one
+    line, and the rest is in the run's record. Our own warnings are printed as ever."""
+    root, ours, nowhere = logging.getLogger(), logging.getLogger("rag_pipeline"), logging.NullHandler()
+    if root.handlers:
+        yield
+        return
+    root.addHandler(nowhere)
+    ours.addHandler(logging.lastResort)
+    try:
+        yield
+    finally:
+        root.removeHandler(nowhere)
+        ours.removeHandler(logging.lastResort)
 
 
 @contextmanager
