@@ -70,7 +70,7 @@ def dagster_instance(runtime: Runtime) -> Iterator["DagsterInstance"]:
     # What a command prints is for its terminal: no file is to catch it, as for runs in the background.
     nothing = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
     reference = InstanceRef.from_dir(str(PROJECT), overrides={"compute_logs": nothing})
-    with runtime.connect() as connection:
+    with _postgres_answers(), runtime.connect() as connection:
         with connection.transaction():
             # At the first use Dagster makes its tables: one process at a time.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
@@ -78,10 +78,23 @@ def dagster_instance(runtime: Runtime) -> Iterator["DagsterInstance"]:
             instance = DagsterInstance.from_ref(reference)
         names = [collection.name for collection in list_all(connection)]
     with instance:
-        # Connections are held, as Dagster's web server does it, instead of opened for each of a run's many queries.
-        instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
-        sync_partitions(instance, names)
+        with _postgres_answers():
+            # Connections are held, as Dagster's web server does it, instead of opened for each of a run's many queries.
+            instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
+            sync_partitions(instance, names)
         yield instance
+
+
+@contextmanager
+def _postgres_answers() -> Iterator[None]:
+    """Raises ServiceError, in place of what Dagster raises, where PostgreSQL goes away while its tables are opened."""
+    from dagster_postgres.utils import DagsterPostgresException
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        yield
+    except (DagsterPostgresException, OperationalError):
+        raise ServiceError("PostgreSQL went away while Dagster opened its tables: run the command again") from None
 
 
 def _require_tables(connection: Connection) -> None:
