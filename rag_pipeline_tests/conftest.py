@@ -5,6 +5,7 @@ No test reaches a developer's real state: RAG_HOME is the session's temporary ho
 
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ from rag_pipeline.services import Services, start_postgres, start_valkey, stop
 pytest_plugins = ("rag_pipeline_tests.pipelines", "rag_pipeline_tests.commands", "rag_pipeline_tests.access_library")
 
 _numbers = itertools.count(1)
+
+# A shell makes what it starts in the background deaf to Ctrl-C, which children inherit: tests press it on commands.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
