@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 import numpy as np
 
-from rag_pipeline.core.access import require_open
 from rag_pipeline.core.answering import Answer, AnswerStream, answer, stream_answer
 from rag_pipeline.core.audit import Query, QueryLog
 from rag_pipeline.core.collections import get
@@ -22,6 +21,8 @@ from rag_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from rag_pipeline.core.evaluation import Evaluation, KnownQuestion
+
+CLOSED = "this Rag is closed: connect another"
 
 
 class Rag:
@@ -38,10 +39,9 @@ class Rag:
     def __init__(self, runtime: Runtime, *, as_owner: bool = False):
         """`as_owner` is for who owns the data and reads it without a key where there are keys."""
         self._open_runtime: Runtime | None = runtime
-        self._as_owner = as_owner
-        self._connection = runtime.connect_reader()
-        self._searcher = Searcher(self._connection, _embedder(runtime))
-        self._log = QueryLog(runtime.connect_reader)
+        self._connection = runtime.connect_reader(as_owner=as_owner)
+        self._open_searcher = Searcher(self._connection, _embedder(runtime))
+        self._log = QueryLog(partial(runtime.connect_reader, as_owner=True))
 
     @classmethod
     def connect(cls, api_key: str | None = None) -> Self:
@@ -130,7 +130,6 @@ class Rag:
         """
         from rag_pipeline.core.evaluation import evaluate
 
-        self._require_reader()
         return evaluate(self._searcher, collection, questions, k, mode, progress)
 
     def questions(self, collection: str) -> "list[KnownQuestion]":
@@ -138,8 +137,8 @@ class Rag:
         such file. Raises SourceError when it cannot be read, UsageError for a line that is none."""
         from rag_pipeline.core.evaluation import source_questions
 
-        self._require_reader()
-        with self._runtime.connect() as connection:
+        # The reader's own transaction, for that refuses whom access is closed to.
+        with self._runtime.connect() as connection, self._connection.transaction():
             self._runtime.require_grant(connection, collection)
             return source_questions(get(connection, collection))
 
@@ -175,13 +174,14 @@ class Rag:
     @property
     def _runtime(self) -> Runtime:
         if self._open_runtime is None:
-            raise UsageError("this Rag is closed: connect another")
+            raise UsageError(CLOSED)
         return self._open_runtime
 
-    def _require_reader(self) -> None:
-        """Raises UsageError where reading takes a key, and there is none."""
-        if self._runtime.settings.api_key is None and not self._as_owner:
-            require_open(self._connection)
+    @property
+    def _searcher(self) -> Searcher:
+        if self._open_runtime is None:
+            raise UsageError(CLOSED)
+        return self._open_searcher
 
     def _search(
         self,
@@ -193,7 +193,6 @@ class Rag:
         *,
         merged: bool = False,
     ) -> Hits:
-        self._require_reader()
         return self._searcher.search(_names(collection), query, k, mode, filters, merged=merged)
 
     def _recorded(self, hits: Hits, k: int, result: Answer, started: float) -> Answer:

@@ -59,11 +59,13 @@ class Runtime:
         with self.connect() as connection:
             return access.embedded_query_url(connection, self.database_url)
 
-    def connect_reader(self) -> Connection:
-        """The connection to search on: bound to what the API key is granted; without a key, the owner's."""
+    def connect_reader(self, *, as_owner: bool = False) -> database.ScopedConnection:
+        """The connection to search on: bound to what the API key is granted. Without a key it is the owner's, and reads
+        as long as access is open, or always `as_owner`."""
         if self.settings.api_key is not None:
             return access.connect_query(self.query_database_url, self.settings.api_key)
-        return self.connect()
+        kind = database.ScopedConnection if as_owner else access.OpenConnection
+        return database.connect(self.database_url, kind=kind)
 
     def require_grant(self, connection: Connection, name: str, *, to_write: bool = False) -> None:
         """Raises UsageError unless the API key, if one is set, may read the collection, or write to it.

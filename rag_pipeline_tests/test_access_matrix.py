@@ -260,10 +260,10 @@ def test_a_connection_that_is_handed_on_keeps_nobodys_rights(library):
         with connection.transaction():
             assert connection.execute("SELECT count(*) FROM rag.collection").fetchone() == (2,)
         assert connection.execute("SELECT count(*) FROM rag.collection").fetchone() == (0,)
-        connection.api_key = library.secrets["reader"]
+        connection.act_for(library.secrets["reader"])
         with connection.transaction():
             assert connection.execute("SELECT name FROM rag.collection").fetchall() == [("handbook",)]
-        connection.api_key = None
+        connection.act_for(None)
         with connection.transaction():
             assert connection.execute("SELECT name FROM rag.collection").fetchall() == []
 
@@ -279,7 +279,7 @@ def test_two_threads_over_one_pool_never_see_each_others_rows(library, searches)
         for number in range(searches // 2):
             connection = pool.get()
             try:
-                connection.api_key = library.secrets[key]
+                connection.act_for(library.secrets[key])
                 searcher = Searcher(connection, lambda *_: None)
                 if {hit.collection for hit in searcher.search([own], "travel rules", mode="text")} != {own}:
                     leaks.append(own)

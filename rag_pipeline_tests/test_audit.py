@@ -81,9 +81,9 @@ def test_a_question_is_kept_when_every_collection_says_so_and_goes_with_it(libra
 def test_a_key_writes_as_itself_about_what_it_is_granted_and_reads_nothing(library, log):
     with closing(access.connect_query(library.owner.query_database_url, library.secrets["reader"])) as connection:
         record_queries(connection, [query(), query(collections=["payroll"])])
-        connection.api_key = library.secrets["unknown"]
+        connection.act_for(library.secrets["unknown"])
         record_queries(connection, [query()])
-        connection.api_key = None
+        connection.act_for(None)
         record_queries(connection, [query()])
         for statement in ("SELECT * FROM rag.query_log", "DELETE FROM rag.query_log"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -113,7 +113,7 @@ def test_a_key_writes_as_itself_about_what_it_is_granted_and_reads_nothing(libra
 def test_what_no_search_can_have_been_is_not_recorded(library, log, wrong):
     with closing(access.connect_query(library.owner.query_database_url, library.secrets["reader"])) as connection:
         record_queries(connection, [query(**wrong), query()])
-        connection.api_key = library.secrets["reader"]
+        connection.act_for(library.secrets["reader"])
         with connection.transaction():
             forged = [asdict(query()) | {"seconds_ago": 10**8, "at": "2001-01-01", "key": "auditor"}]
             connection.execute("SELECT rag.record_queries(%s)", [Jsonb(forged)])

@@ -7,8 +7,8 @@ SQL it runs. Here keys are made and kept, and that login is connected.
 import hashlib
 import re
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
@@ -16,7 +16,6 @@ from typing import Self
 import psycopg
 from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row
 
 from rag_pipeline.core import database
@@ -29,6 +28,8 @@ SECRET_BYTES = 32
 
 # The login that an embedded server's readers use; everybody who reaches its socket may be anybody there.
 EMBEDDED_LOGIN = "rag_reader"
+
+IS_OPEN = "NOT EXISTS (SELECT FROM rag.api_key)"
 
 CREATE_LOGIN = "CREATE ROLE rag_reader LOGIN PASSWORD '...' IN ROLE rag_query"
 
@@ -51,13 +52,11 @@ class ApiKey:
         return "expired" if self.expires_at and self.expires_at <= datetime.now(UTC) else "valid"
 
 
-class QueryConnection(Connection):
-    """A connection of the query role: each transaction acts for `api_key`, and outside of one nothing is seen.
+class QueryConnection(database.ScopedConnection):
+    """A connection of the query role: each transaction acts for a key (`act_for`), and outside of one nothing is seen.
 
     The key is bound for the transaction alone, so that a connection that is handed on keeps nobody's rights.
     """
-
-    api_key: str | None = None
 
     @classmethod
     def connect(cls, *arguments: object, **options: object) -> Self:
@@ -72,15 +71,22 @@ class QueryConnection(Connection):
                    ELSE boot_val END, false)
                FROM pg_settings WHERE source IN ('user', 'database user')"""
         )
+        connection.act_for(None)
         return connection
 
-    @contextmanager
-    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator:
-        outermost = self.info.transaction_status == TransactionStatus.IDLE
-        with super().transaction(savepoint_name, force_rollback) as transaction:
-            if outermost:
-                self.execute("SELECT set_config('rag.api_key', %s, true)", [self.api_key or ""])
-            yield transaction
+    def act_for(self, api_key: str | None) -> None:
+        """Whose the transactions from the next one on are; None: nobody's."""
+        self.settings["rag.api_key"] = api_key or ""
+
+
+class OpenConnection(database.ScopedConnection):
+    """The owner's connection, lent to everybody as long as access is open: its transactions raise UsageError later."""
+
+    def _begin(self, *expressions: str) -> tuple:
+        is_open, *rest = super()._begin(IS_OPEN, *expressions)
+        if not is_open:
+            raise UsageError("searching needs an API key since there are any: set RAG_API_KEY to yours")
+        return tuple(rest)
 
 
 def connect_query(query_database_url: str, api_key: str) -> QueryConnection:
@@ -94,7 +100,7 @@ def connect_query(query_database_url: str, api_key: str) -> QueryConnection:
     except BaseException:
         connection.close()
         raise
-    connection.api_key = api_key
+    connection.act_for(api_key)
     return connection
 
 
@@ -110,13 +116,7 @@ def embedded_query_url(connection: Connection, database_url: str) -> str:
 
 def is_open(connection: Connection) -> bool:
     """Whether everybody may read: as long as no key was ever made."""
-    return connection.execute("SELECT NOT EXISTS (SELECT FROM rag.api_key)").fetchone()[0]
-
-
-def require_open(connection: Connection) -> None:
-    """Raises UsageError once there are keys."""
-    if not is_open(connection):
-        raise UsageError("searching needs an API key since there are any: set RAG_API_KEY to yours")
+    return connection.execute(f"SELECT {IS_OPEN}").fetchone()[0]
 
 
 def create_key(

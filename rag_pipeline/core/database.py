@@ -1,6 +1,8 @@
 """The connection to PostgreSQL, and the schema in `sql/` that it must have."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,6 +10,7 @@ import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 
 from rag_pipeline.core.errors import ServiceError
 
@@ -19,11 +22,38 @@ OLDEST_PGVECTOR = (0, 8, 4)
 # Any number, as long as every process that migrates uses the same one.
 MIGRATION_LOCK = 7_240_611
 
+
+class ScopedConnection(Connection):
+    """Each of its transactions begins with `settings` (name and value, sent at once), and they end with it."""
+
+    def __init__(self, *arguments: object, **options: object):
+        super().__init__(*arguments, **options)
+        self.settings: dict[str, str] = {}
+
+    @contextmanager
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator:
+        outermost = self.info.transaction_status == TransactionStatus.IDLE
+        with super().transaction(savepoint_name, force_rollback) as transaction:
+            if outermost:
+                self._begin()
+            yield transaction
+
+    def _begin(self, *expressions: str) -> tuple:
+        """Set the transaction up; what the SQL expressions give, asked in the same round trip."""
+        each = [*expressions, *["set_config(%s, %s, true)"] * len(self.settings)]
+        bound = [part for setting in self.settings.items() for part in setting]
+        return self.execute(f"SELECT {', '.join(each)}", bound).fetchone()[: len(expressions)] if each else ()
+
+
 Kind = TypeVar("Kind", bound=Connection)
 
 
 def connect(
-    database_url: str, *, autocommit: bool = True, kind: type[Kind] = Connection, variable: str = "RAG_DATABASE_URL"
+    database_url: str,
+    *,
+    autocommit: bool = True,
+    kind: type[Kind] = ScopedConnection,
+    variable: str = "RAG_DATABASE_URL",
 ) -> Kind:
     """A connection that understands `vector` values; `with connection.transaction():` groups statements.
 

@@ -106,7 +106,15 @@ def distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
     alike: list[tuple[int, Hit]] = []
     for hit in hits:
         mine = _shingles(hit.content)
-        better = next((place for place, theirs in enumerate(shingles) if _near_identical(mine, theirs)), None)
+        some = tuple(islice(mine, SAMPLE))
+        better = next(
+            (
+                place
+                for place, theirs in enumerate(shingles)
+                if not theirs.isdisjoint(some) and _near_identical(mine, theirs)
+            ),
+            None,
+        )
         if better is None:
             kept.append(hit)
             shingles.append(mine)
@@ -181,10 +189,6 @@ def _shingles(text: str) -> set[tuple[str, ...]]:
 
 
 def _near_identical(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> bool:
-    if min(len(one), len(other)) < NEAR_IDENTICAL * max(len(one), len(other)):
-        return False
-    if other.isdisjoint(islice(one, SAMPLE)):
-        return False
     common = len(one & other)
     return common >= NEAR_IDENTICAL * (len(one) + len(other) - common)
 
@@ -203,4 +207,4 @@ def _absorb(hit: Hit, other: Hit) -> Hit:
 
 
 def _numbered(hits: Sequence[Hit]) -> list[Hit]:
-    return [replace(hit, rank=rank) for rank, hit in enumerate(hits, 1)]
+    return [hit if hit.rank == rank else replace(hit, rank=rank) for rank, hit in enumerate(hits, 1)]

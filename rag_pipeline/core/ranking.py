@@ -21,7 +21,8 @@ CANDIDATES = 2000
 # length that repeats up to three pieces does not outrank one that has it as it is typed.
 PIECE_WEIGHT = 0.25
 
-# How many of each leg are fused, at least: a chunk that both legs rank low can still come out on top.
+# How many of each leg are fused, at least: a chunk that both legs rank low can still come out on top. The graph is
+# searched as far for fewer too.
 DEPTH = 100
 
 # What the vector leg counts for in the fusion, the text leg the rest to 1; the second where the model does not know the
@@ -49,8 +50,8 @@ class Wanted:
 
     @property
     def depth(self) -> int:
-        """How many each leg hands to the fusion."""
-        return max(self.limit, DEPTH)
+        """How many each leg hands on: more than are wanted where fusion or neighbours can raise one of them."""
+        return max(self.limit, DEPTH) if self.text else self.limit
 
     def parameters(self, index: VectorIndex) -> dict[str, object]:
         """What `statement` binds."""
@@ -76,9 +77,10 @@ class Wanted:
 def statement(index: VectorIndex, wanted: Wanted, *, exact: bool = False) -> sql.Composed:
     """The best chunks, best first: score, place, text, and where else they stand. Bind `wanted.parameters(index)`.
 
-    The legs test what is published, and the filters, before their LIMIT: a row of the index that no such document holds
-    is no hit. `exact` compares every row with the question's vector, where the HNSW graph gives up after some, and
-    ranks every row that says one of its words, not the rarest of them.
+    Nothing where the index is not the collection's active one. The legs test what is published, and the filters, before
+    their LIMIT: a row of the index that no such document holds is no hit. `exact` compares every row with the
+    question's vector, where the HNSW graph gives up after some, and ranks every row that says one of its words, not the
+    rarest of them.
     """
     legs = []
     if wanted.vector is not None:
@@ -94,25 +96,26 @@ def statement(index: VectorIndex, wanted: Wanted, *, exact: bool = False) -> sql
     return sql.SQL(
         """WITH {legs},
                 fused AS MATERIALIZED ({fused}),
-                best AS MATERIALIZED (SELECT * FROM ({ranked}) AS ranked
-                                      ORDER BY score DESC, content_hash LIMIT %(limit)s)
-           SELECT best.score, place.path, place.first_page AS page, place.headings, place.span_start, place.span_end,
-                  place.tokens, elsewhere.number, elsewhere.paths,
-                  substring(i.input FROM char_length(place.prefix) + 1 FOR place.span_end - place.span_start) AS content
-           FROM best
-           JOIN rag.indexed_chunk i ON i.index_id = {index} AND i.content_hash = best.content_hash
-           CROSS JOIN LATERAL (
-               SELECT d.path, c.* FROM rag.token_chunk c
-               JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key
-               WHERE c.collection = %(collection)s AND c.content_hash = best.content_hash AND {condition}
-               ORDER BY d.path, c.ordinal LIMIT 1) AS place
-           CROSS JOIN LATERAL (
-               SELECT count(*) AS number, (array_agg(path ORDER BY path))[:%(paths_shown)s] AS paths
-               FROM (SELECT DISTINCT d.path FROM rag.token_chunk c
-                     JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key
-                     WHERE c.collection = %(collection)s AND c.content_hash = best.content_hash
-                           AND d.path <> place.path) AS others) AS elsewhere
-           ORDER BY best.score DESC, best.content_hash"""
+                best AS MATERIALIZED (
+                    SELECT * FROM ({ranked}) AS ranked
+                    WHERE EXISTS (SELECT FROM rag.collection WHERE name = %(collection)s AND active_index = {index})
+                    ORDER BY score DESC, content_hash LIMIT %(limit)s),
+                place AS MATERIALIZED (
+                    SELECT best.score, d.path, c.*, {condition} AS passes
+                    FROM best
+                    JOIN rag.token_chunk c ON c.collection = %(collection)s AND c.content_hash = best.content_hash
+                    JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key),
+                first AS (SELECT DISTINCT ON (content_hash) * FROM place WHERE passes
+                          ORDER BY content_hash, path, ordinal),
+                every AS (SELECT content_hash, array_agg(DISTINCT path) AS paths FROM place GROUP BY content_hash)
+           SELECT first.score, first.path, first.first_page AS page, first.headings, first.span_start, first.span_end,
+                  first.tokens, cardinality(every.paths) - 1 AS number,
+                  (array_remove(every.paths, first.path))[:%(paths_shown)s] AS paths,
+                  substring(i.input FROM char_length(first.prefix) + 1 FOR first.span_end - first.span_start) AS content
+           FROM first
+           JOIN every USING (content_hash)
+           JOIN rag.indexed_chunk i ON i.index_id = {index} AND i.content_hash = first.content_hash
+           ORDER BY first.score DESC, first.content_hash"""
     ).format(
         legs=sql.SQL(", ").join(legs),
         fused=fused,

@@ -5,16 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from psycopg import Connection, IsolationLevel
+from psycopg import IsolationLevel
 from psycopg.rows import dict_row
 
 from rag_pipeline.core.collections import missing, require_name
+from rag_pipeline.core.database import ScopedConnection
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.filters import NOT_TEXT, Filter, condition, parse_filters, require_fields
 from rag_pipeline.core.hits import AlsoIn, Hit, Hits, distinct, fuse, merge
 from rag_pipeline.core.indexing import VectorIndex, active_index
 from rag_pipeline.core.models import embedding_model
-from rag_pipeline.core.ranking import FOREIGN_VECTOR_WEIGHT, VECTOR_WEIGHT, Wanted, statement
+from rag_pipeline.core.ranking import DEPTH, FOREIGN_VECTOR_WEIGHT, VECTOR_WEIGHT, Wanted, statement
 
 MODES = ("hybrid", "vector", "text")
 
@@ -45,7 +46,7 @@ class Searcher:
     `embed(question, model, dimensions)` gives the vector, the tokens and the dollars it took, or raises ProviderError.
     """
 
-    connection: Connection
+    connection: ScopedConnection
     embed: Callable[[str, str, int], tuple[np.ndarray, int, float | None]]
     _questions: dict[tuple[str, str, int], Question] = field(default_factory=dict)
     _indexes: dict[str, VectorIndex] = field(default_factory=dict)
@@ -54,6 +55,8 @@ class Searcher:
         # Everything about a search is read from one snapshot: hits, their text and where they stand.
         self.connection.isolation_level = IsolationLevel.REPEATABLE_READ
         self.connection.read_only = True
+        # A plan without the question's own values would leave the graph aside; the graph goes on until k pass a filter.
+        self.connection.settings |= {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "strict_order"}
 
     def search(
         self,
@@ -105,7 +108,7 @@ class Searcher:
         raise UsageError(f"collection {','.join(names)} was being replaced: search again")
 
     def _index(self, name: str) -> VectorIndex:
-        """The index that was the active one when last looked at; `_prepare` tests that it is."""
+        """The index that was the active one when last looked at; `_rank` tests that it is."""
         if name in self._indexes:
             return self._indexes[name]
         with self.connection.transaction():
@@ -141,6 +144,7 @@ class Searcher:
     ) -> list[Hit] | None:
         """The hits as one snapshot has them; None when one of the indexes is not the active one in it."""
         rankings = []
+        self.connection.settings["hnsw.ef_search"] = str(min(1000, max(k + SPARE, DEPTH)))
         with self.connection.transaction():
             require_fields(self.connection, [index.collection for index, _ in searched], filters)
             for index, question in searched:
@@ -153,32 +157,31 @@ class Searcher:
                     condition=condition(filters),
                     limit=k + SPARE,
                 )
-                if not self._prepare(index, wanted):
+                ranking = self._rank(index, wanted, k)
+                if ranking is None:
                     self._indexes.clear()
                     return None
-                rankings.append(self._rank(index, wanted, k))
+                rankings.append(ranking)
             hits = distinct(rankings[0] if len(rankings) == 1 else fuse(rankings), k)
             return merge(hits, self._text) if merged else hits
 
-    def _prepare(self, index: VectorIndex, wanted: Wanted) -> bool:
-        """Set the transaction up for one index; whether that is still the active one."""
-        row = self.connection.execute(
-            """SELECT active_index, set_config('plan_cache_mode', 'force_custom_plan', true),
-                      set_config('hnsw.iterative_scan', 'strict_order', true),
-                      set_config('hnsw.ef_search', %s, true)
-               FROM rag.collection WHERE name = %s""",
-            [str(min(1000, wanted.depth)), index.collection],
-        ).fetchone()
-        return row is not None and row[0] == index.id
-
-    def _rank(self, index: VectorIndex, wanted: Wanted, k: int) -> list[Hit]:
-        """The best hits of one collection, exactly where the graph or the rarest words do not come up with k."""
+    def _rank(self, index: VectorIndex, wanted: Wanted, k: int) -> list[Hit] | None:
+        """The best hits of one collection, exactly where the graph or the rarest words do not come up with k; None
+        where the index is not its active one."""
         with self.connection.cursor(row_factory=dict_row) as cursor:
             parameters = wanted.parameters(index)
             rows = cursor.execute(statement(index, wanted), parameters).fetchall()
+            if not rows and not self._is_active(index):
+                return None
             if len(rows) < k:
                 rows = cursor.execute(statement(index, wanted, exact=True), parameters).fetchall()
         return [_hit(rank, index.collection, row) for rank, row in enumerate(rows, 1)]
+
+    def _is_active(self, index: VectorIndex) -> bool:
+        return self.connection.execute(
+            "SELECT EXISTS (SELECT FROM rag.collection WHERE name = %s AND active_index = %s)",
+            [index.collection, index.id],
+        ).fetchone()[0]
 
     def _text(self, hit: Hit, end: int) -> str:
         """The text of a hit's document from the hit's start to `end`."""
@@ -209,5 +212,5 @@ def _hit(rank: int, collection: str, row: dict) -> Hit:
         end=row["span_end"],
         tokens=row["tokens"],
         content=row["content"],
-        also_in=AlsoIn(row["number"], tuple(row["paths"] or ())),
+        also_in=AlsoIn(row["number"], tuple(row["paths"])),
     )

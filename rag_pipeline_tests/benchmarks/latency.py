@@ -3,7 +3,7 @@
 Documents of five chunks, words drawn as in a language (Zipf), vectors in clusters; written through the index's own
 functions, not through the pipeline, whose embeddings would take hours. Ratios are of the same run.
 
-    python -m rag_pipeline_tests.benchmarks.latency [--chunks 100000] [--questions 300] [--seconds 10]
+    python -m rag_pipeline_tests.benchmarks.latency [--chunks 100000] [--questions 1000] [--seconds 10]
 """
 
 import argparse
@@ -14,20 +14,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from psycopg import Connection
 from psycopg.rows import dict_row
 
+from rag_pipeline import Rag
 from rag_pipeline.core import collections, database
 from rag_pipeline.core.filters import condition
 from rag_pipeline.core.indexing import VectorIndex, active_index, build_graph, choose_target, insert_chunks
 from rag_pipeline.core.models import embedding_model
-from rag_pipeline.core.ranking import VECTOR_WEIGHT, Wanted, statement
-from rag_pipeline.core.retrieval import MODES, SPARE, Searcher
+from rag_pipeline.core.ranking import DEPTH, VECTOR_WEIGHT, Wanted, statement
+from rag_pipeline.core.retrieval import MODES, SPARE
 from rag_pipeline.core.stages.pgvector_index import publish_documents
+from rag_pipeline.runtime import Runtime
 from rag_pipeline.services import start_postgres, stop
+from rag_pipeline.settings import Settings
 
 MODEL = embedding_model("local/all-MiniLM-L6-v2")
 NAME = "latency"
@@ -121,9 +125,16 @@ def bare(connection: Connection, index: VectorIndex, query: str, vector: np.ndar
             """SELECT set_config('plan_cache_mode', 'force_custom_plan', true),
                       set_config('hnsw.iterative_scan', 'strict_order', true),
                       set_config('hnsw.ef_search', %s, true)""",
-            [str(wanted.depth)],
+            [str(DEPTH)],
         )
         return cursor.execute(statement(index, wanted), wanted.parameters(index)).fetchall()
+
+
+def reader(url: str, questions: dict[str, np.ndarray]) -> Rag:
+    """What users search with, its questions embedded already."""
+    rag = Rag(Runtime(replace(Settings.from_environment(), database_url=url, api_key=None)))
+    rag._searcher.embed = lambda query, *_: (questions[query], 0, 0.0)
+    return rag
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -134,12 +145,11 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 def compare(url: str, index: VectorIndex, questions: dict[str, np.ndarray], mode: str) -> None:
     """p50 and p99 of both, asked in turn, each through a connection of its own."""
-    with closing(database.connect(url)) as one, closing(database.connect(url)) as other:
-        searcher = Searcher(one, lambda query, *_: (questions[query], 0, 0.0))
+    with reader(url, questions) as rag, closing(database.connect(url)) as other:
         times: dict[str, list[float]] = {"search": [], "bare": []}
         for turn, (query, vector) in enumerate(questions.items()):
             calls = {
-                "search": lambda query=query: searcher.search([NAME], query, K, mode),
+                "search": lambda query=query: rag.search(NAME, query, K, mode),
                 "bare": lambda query=query, vector=vector: bare(other, index, query, vector, mode),
             }
             # The second to ask finds its pages warm: they take turns at being second.
@@ -154,8 +164,7 @@ def compare(url: str, index: VectorIndex, questions: dict[str, np.ndarray], mode
 
 def recall(url: str, index: VectorIndex, questions: dict[str, np.ndarray]) -> float:
     """The part of the exact K nearest that a vector search finds."""
-    with closing(database.connect(url)) as connection, closing(database.connect(url)) as exact:
-        searcher = Searcher(connection, lambda query, *_: (questions[query], 0, 0.0))
+    with reader(url, questions) as rag, closing(database.connect(url)) as exact:
         hashes, rows = zip(
             *exact.execute("SELECT input, embedding FROM rag.indexed_chunk WHERE index_id = %s", [index.id]).fetchall(),
             strict=True,
@@ -164,7 +173,7 @@ def recall(url: str, index: VectorIndex, questions: dict[str, np.ndarray]) -> fl
         found = 0
         for query, vector in questions.items():
             nearest = {hashes[place] for place in np.argpartition(-(vectors @ vector), K)[:K]}
-            found += len(nearest & {hit.content for hit in searcher.search([NAME], query, K, "vector")})
+            found += len(nearest & {hit.content for hit in rag.search(NAME, query, K, "vector")})
     return found / (K * len(questions))
 
 
@@ -175,10 +184,9 @@ def throughput(url: str, questions: dict[str, np.ndarray], clients: int, seconds
 
     def ask(number: int) -> None:
         chance = random.Random(number)
-        with closing(database.connect(url)) as connection:
-            searcher = Searcher(connection, lambda query, *_: (questions[query], 0, 0.0))
+        with reader(url, questions) as rag:
             while time.perf_counter() < until:
-                searcher.search([NAME], chance.choice(list(questions)), K)
+                rag.search(NAME, chance.choice(list(questions)), K)
                 counts[number] += 1
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
@@ -192,7 +200,7 @@ def throughput(url: str, questions: dict[str, np.ndarray], clients: int, seconds
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--chunks", type=int, default=100_000)
-    arguments.add_argument("--questions", type=int, default=300)
+    arguments.add_argument("--questions", type=int, default=1000)
     arguments.add_argument("--seconds", type=float, default=10.0, help="how long each number of clients asks")
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="rag-latency-", dir="/tmp") as folder:
