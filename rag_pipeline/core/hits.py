@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice, pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from rag_pipeline.core.tokens import count_tokens
@@ -19,8 +19,9 @@ PATHS_SHOWN = 20
 # containment of documents", 1997). A page changed in one word of fifty shares 0.89.
 NEAR_IDENTICAL = 0.8
 
-# So many runs of a text, whichever, are looked up before all are; of 40 million near-identical texts one has none.
-SAMPLE = 8
+# The runs at these places of a text (parts of its length) are looked up before all are; of 40 million near-identical
+# texts one has none of them. The golden ratio spreads them out of step with the rows of a table.
+SAMPLED = tuple(number * 0.618034 % 1 for number in range(8))
 
 # No text that parts its words by spaces has longer ones on average.
 LONGEST_WORD = 20
@@ -105,25 +106,20 @@ def distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
     shingles: list[set[tuple[str, ...]]] = []
     alike: list[tuple[int, Hit]] = []
     for hit in hits:
-        mine = _shingles(hit.content)
-        some = tuple(islice(mine, SAMPLE))
-        better = next(
-            (
-                place
-                for place, theirs in enumerate(shingles)
-                if not theirs.isdisjoint(some) and _near_identical(mine, theirs)
-            ),
-            None,
-        )
-        if better is None:
+        words = _words(hit.content)
+        some = _some_shingles(words)
+        suspects = [place for place, theirs in enumerate(shingles) if not theirs.isdisjoint(some)]
+        mine = _shingles(words) if suspects or len(kept) < k else set()
+        better = next((place for place in suspects if _near_identical(mine, shingles[place])), None)
+        if better is not None:
+            alike.append((better, hit))
+        elif len(kept) < k:
             kept.append(hit)
             shingles.append(mine)
-        else:
-            alike.append((better, hit))
-    room = max(0, k - len(kept))
+    room = k - len(kept)
     for better, hit in alike[room:]:
         kept[better] = _absorb(kept[better], hit)
-    return _numbered([*kept[:k], *(hit for _, hit in alike[:room])])
+    return _numbered([*kept, *(hit for _, hit in alike[:room])])
 
 
 def merge(hits: Sequence[Hit], read: Callable[[Hit, int], str]) -> list[Hit]:
@@ -180,12 +176,20 @@ def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
     return one[:same]
 
 
-def _shingles(text: str) -> set[tuple[str, ...]]:
-    """The runs of three words; of three characters where spaces part no words."""
-    words: Sequence[str] = text.lower().split()
-    if len(words) * LONGEST_WORD < len(text):
-        words = text
+def _words(text: str) -> Sequence[str]:
+    """The words of a text, in small letters; its characters where spaces part no words."""
+    words = text.lower().split()
+    return text if len(words) * LONGEST_WORD < len(text) else words
+
+
+def _shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """The runs of three words."""
     return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
+
+
+def _some_shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
+    starts = max(1, len(words) - 2)
+    return {tuple(words[start : start + 3]) for start in [int(part * starts) for part in SAMPLED]}
 
 
 def _near_identical(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> bool:
