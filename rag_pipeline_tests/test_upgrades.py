@@ -129,3 +129,21 @@ def test_nothing_is_lost_and_the_next_run_goes_on(fruit, earlier, redis_url, ser
         assert upgraded.served() == {**served, "new.txt": upgraded.served()["new.txt"]}
         assert upgraded.found("medlars") == {"new.txt"}
         upgraded.assert_clean()
+
+
+@pytest.mark.parametrize("version", [9])
+def test_a_key_of_before_reads_what_it_was_granted(earlier):
+    with psycopg.connect(earlier, autocommit=True) as connection:
+        connection.execute("INSERT INTO rag.collection (name, source) VALUES ('docs', '/docs'), ('other', '/other')")
+        connection.execute("INSERT INTO rag.api_key (name, secret_hash) VALUES ('reader', sha256('secret'))")
+        connection.execute("INSERT INTO rag.collection_grant (key, collection) VALUES ('reader', 'docs')")
+        connection.execute(
+            """INSERT INTO rag.vector_index (collection, model, dimensions, precision, text_search, m, ef_construction)
+               SELECT name, 'openai/stand-in', 3, 'full', 'english', 16, 64 FROM rag.collection ORDER BY name"""
+        )
+        migrate(earlier)
+        connection.execute("SELECT set_config('rag.api_key', 'secret', false)")
+        assert connection.execute("SELECT rag.allowed_collections(), rag.allowed_indexes()").fetchone() == (
+            ["docs"],
+            [1],
+        )

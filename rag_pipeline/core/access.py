@@ -1,7 +1,7 @@
 """Who may read or write what: API keys, what they are granted, and the connection on which PostgreSQL enforces it.
 
-The walls are in sql/0007_access.sql: the login that reads sees the rows granted to the key of its transaction, whatever
-SQL it runs. Here keys are made and kept, and that login is connected.
+The walls are in sql/0007_access.sql and sql/0010_rights.sql: the login that reads sees the rows granted to the key of
+its transaction, whatever SQL it runs. Here keys are made and kept, and that login is connected.
 """
 
 import hashlib
