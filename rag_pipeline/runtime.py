@@ -43,7 +43,7 @@ class Runtime:
             raise ServiceError("RAG_REDIS_URL is no valid Redis URL: correct it, as redis://host:6379/0") from None
         return self.settings.redis_url
 
-    def connect(self) -> Connection:
+    def connect(self) -> database.ScopedConnection:
         """A connection to the database, closed by whoever asked for it."""
         return database.connect(self.database_url)
 
@@ -64,8 +64,10 @@ class Runtime:
         as long as access is open, or always `as_owner`."""
         if self.settings.api_key is not None:
             return access.connect_query(self.query_database_url, self.settings.api_key)
-        kind = database.ScopedConnection if as_owner else access.OpenConnection
-        return database.connect(self.database_url, kind=kind)
+        connection = self.connect()
+        if not as_owner:
+            access.lend(connection)
+        return connection
 
     def require_grant(self, connection: Connection, name: str, *, to_write: bool = False) -> None:
         """Raises UsageError unless the API key, if one is set, may read the collection, or write to it.

@@ -125,7 +125,8 @@ def test_without_a_key_the_owner_administers_but_does_not_search(command, librar
     for arguments in (("search", "handbook", "x"), ("ask", "handbook", "x"), ("evaluate", "handbook", known_questions)):
         assert "set RAG_API_KEY" in command(*arguments).reason
     with Rag(library.owner) as rag:
-        for refused in (lambda: rag.evaluate("handbook", []), lambda: rag.questions("handbook")):
+        known = [KnownQuestion("travel rules", frozenset({"travel.md"}), "1")]
+        for refused in (lambda: rag.evaluate("handbook", known), lambda: rag.questions("handbook")):
             with pytest.raises(UsageError, match="set RAG_API_KEY"):
                 refused()
     assert command.done("show", "handbook", "travel.md", "--json").json["text"]

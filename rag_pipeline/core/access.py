@@ -79,16 +79,6 @@ class QueryConnection(database.ScopedConnection):
         self.settings["rag.api_key"] = api_key or ""
 
 
-class OpenConnection(database.ScopedConnection):
-    """The owner's connection, lent to everybody as long as access is open: its transactions raise UsageError later."""
-
-    def _begin(self, *expressions: str) -> tuple:
-        is_open, *rest = super()._begin(IS_OPEN, *expressions)
-        if not is_open:
-            raise UsageError("searching needs an API key since there are any: set RAG_API_KEY to yours")
-        return tuple(rest)
-
-
 def connect_query(query_database_url: str, api_key: str) -> QueryConnection:
     """A connection on which the key reads what it is granted.
 
@@ -112,6 +102,11 @@ def embedded_query_url(connection: Connection, database_url: str) -> str:
         if connection.execute("SELECT to_regrole(%s)", [EMBEDDED_LOGIN]).fetchone() == (None,):
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE rag_query").format(sql.Identifier(EMBEDDED_LOGIN)))
     return make_conninfo(database_url, user=EMBEDDED_LOGIN)
+
+
+def lend(connection: database.ScopedConnection) -> None:
+    """Let everybody read on the owner's connection: its transactions raise UsageError once access is closed."""
+    connection.required[IS_OPEN] = "searching needs an API key since there are any: set RAG_API_KEY to yours"
 
 
 def is_open(connection: Connection) -> bool:

@@ -12,7 +12,7 @@ from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
-from rag_pipeline.core.errors import ServiceError
+from rag_pipeline.core.errors import ServiceError, UsageError
 
 MIGRATIONS = Path(__file__).parents[2] / "sql"
 
@@ -24,25 +24,29 @@ MIGRATION_LOCK = 7_240_611
 
 
 class ScopedConnection(Connection):
-    """Each of its transactions begins with `settings` (name and value, sent at once), and they end with it."""
+    """Each of its transactions begins with `settings` (name and value), which end with it, and only where what is
+    `required` holds (SQL condition, and what the UsageError says where it does not): both in one round trip."""
 
     def __init__(self, *arguments: object, **options: object):
         super().__init__(*arguments, **options)
         self.settings: dict[str, str] = {}
+        self.required: dict[str, str] = {}
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator:
         outermost = self.info.transaction_status == TransactionStatus.IDLE
         with super().transaction(savepoint_name, force_rollback) as transaction:
-            if outermost:
+            if outermost and (self.settings or self.required):
                 self._begin()
             yield transaction
 
-    def _begin(self, *expressions: str) -> tuple:
-        """Set the transaction up; what the SQL expressions give, asked in the same round trip."""
-        each = [*expressions, *["set_config(%s, %s, true)"] * len(self.settings)]
+    def _begin(self) -> None:
+        each = [*self.required, *["set_config(%s, %s, true)"] * len(self.settings)]
         bound = [part for setting in self.settings.items() for part in setting]
-        return self.execute(f"SELECT {', '.join(each)}", bound).fetchone()[: len(expressions)] if each else ()
+        row = self.execute(f"SELECT {', '.join(each)}", bound).fetchone()
+        for holds, reason in zip(row, self.required.values(), strict=False):
+            if not holds:
+                raise UsageError(reason)
 
 
 Kind = TypeVar("Kind", bound=Connection)

@@ -87,9 +87,11 @@ def evaluate(
 ) -> Evaluation:
     """Search for every question and see where its sources come.
 
-    Raises what a search raises, and ProviderError when a hybrid one had to do without its vectors: its figures would
-    be those of another mode.
+    Raises what a search raises, UsageError where there is no question, and ProviderError when a hybrid search had to do
+    without its vectors: its figures would be those of another mode.
     """
+    if not questions:
+        raise UsageError("there is no question to evaluate the search by")
     figures = []
     for done, known in enumerate(questions, 1):
         hits = searcher.search([name], known.question, k, mode)
