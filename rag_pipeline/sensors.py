@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from time import time
+from time import sleep, time
 
 from dagster import (
     DagsterInstance,
@@ -18,6 +18,7 @@ from psycopg import Connection
 
 from rag_pipeline.core.collections import Collection, list_all
 from rag_pipeline.core.errors import SourceError
+from rag_pipeline.core.files import YOUNG_NS
 from rag_pipeline.core.polling import Poller, adopt_folders
 from rag_pipeline.core.stages.raw_files import read_manifest
 from rag_pipeline.core.watching import Cursor, Seen, Watch, compare, decide, digest_of, settings_digest
@@ -51,7 +52,7 @@ FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus
     "and again when a run of it failed. Every folder in RAG_DOCUMENTS becomes a collection.",
 )
 def new_files(context: SensorEvaluationContext) -> SensorResult:
-    """One tick: look, decide, ask."""
+    """One tick: look, decide, ask; where only files too young were seen, look at these again."""
     runtime, now = Runtime(Settings.from_environment()), time()
     cursor = Cursor.from_json(context.cursor)
     with runtime.connect() as connection:
@@ -62,7 +63,14 @@ def new_files(context: SensorEvaluationContext) -> SensorResult:
         settle_runs(context.instance, connection)
         busy, ended, runs_until = _runs(context.instance, cursor.runs_until)
         seen = _look(connection, list(known.values()), cursor, busy, ended, now)
-    requests, following = decide(cursor, seen, now)
+        requests, following = decide(cursor, seen, now)
+        young = [known[name] for name, each in seen.items() if each.young and not each.busy]
+        if young and not requests:
+            # Nobody waits for this tick, and before the next one what was just written is old enough.
+            sleep(YOUNG_NS / 1e9)
+            now = time()
+            seen |= _look(connection, young, cursor, busy, ended, now)
+            requests, following = decide(cursor, seen, now)
     following = replace(following, runs_until=runs_until, unfit=unfit)
     for line in (news := [reason for reason in following.reasons() if reason not in cursor.reasons()]):
         context.log.warning(line)

@@ -69,6 +69,7 @@ def sensor(rag: Command, tmp_path: Path, parsing_in_process: None, monkeypatch: 
     rag = Command(rag.environment | {"RAG_DOCUMENTS": str(documents)})
     for name, value in rag.environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("rag_pipeline.sensors.sleep", lambda seconds: None)
     with dagster_instance(rag.runtime()) as instance:
         yield Sensor(rag, instance, documents)
 
@@ -109,6 +110,16 @@ def test_a_half_written_file_waits_and_holds_up_no_other(sensor):
     assert sensor.tick() == {}
 
 
+def test_a_file_that_is_whole_before_the_next_tick_is_asked_for_in_this_one(sensor, monkeypatch):
+    young = [sensor.write("handbook/whole.txt", "To reset a password press Reset.", young=True)]
+    monkeypatch.setattr("rag_pipeline.sensors.sleep", lambda seconds: sensor.age(young.pop()))
+    assert sensor.tick_and_run() == {"handbook": "1 added"}
+    young.append(sensor.write("handbook/late.txt", "Written to still.", young=True))
+    sensor.write("travel/whole.txt", "Trains are preferred.")
+    assert sensor.tick() == {"travel": "1 added"}  # which waits for no other
+    assert young
+
+
 def test_new_folders_become_collections_and_unfit_ones_are_told_once(sensor):
     sensor.write("handbook/a.txt", "Apples are red.")
     sensor.write("our papers/b.txt", "Pears are green.")
@@ -123,6 +134,8 @@ def test_new_folders_become_collections_and_unfit_ones_are_told_once(sensor):
 
 
 def test_a_folder_named_like_another_collection_is_no_part_of_it(sensor, handbook):
+    for file in handbook.iterdir():
+        sensor.age(file)
     sensor.rag.done("collection", "add", "manual", "--source", handbook)
     sensor.rag.done("ingest", "manual")
     sensor.write("manual/a.txt", "Apples are red.")

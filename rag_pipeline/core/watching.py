@@ -119,6 +119,11 @@ class Seen:
     changes: Changes | None = None
     error: str | None = None
 
+    @property
+    def young(self) -> int:
+        """How many of its files may still be written to."""
+        return self.changes.young if self.changes is not None else 0
+
 
 @dataclass(frozen=True)
 class Request:
@@ -217,7 +222,7 @@ def _covered(watch: Watch, seen: Seen) -> Watch:
     """Nothing more is to be done about this listing, unless a file in it is young."""
     if seen.digest is None or seen.changes is None:
         return watch
-    return replace(watch, digest="" if seen.changes.young else seen.digest)
+    return replace(watch, digest="" if seen.young else seen.digest)
 
 
 def _digest(text: str) -> str:
