@@ -82,6 +82,33 @@ def test_a_key_that_is_revoked_or_expires_reads_nothing_from_the_next_query_on(l
                     assert "there is no collection handbook" in refusal(rag, read, "handbook")
 
 
+def test_a_key_that_expires_reads_nothing_more_in_a_transaction_under_way(library):
+    with library.raw() as connection, closing(library.owner.connect()) as owner:
+        secret = access.create_key(owner, "ending", {"handbook": False})
+        identify(connection, secret)
+        assert connection.execute("SELECT name FROM rag.collection").fetchall() == [("handbook",)]
+        owner.execute("UPDATE rag.api_key SET expires_at = clock_timestamp() WHERE name = 'ending'")
+        assert connection.execute("SELECT name FROM rag.collection").fetchall() == []
+
+
+def test_a_change_of_rights_waits_for_no_advisory_lock(library):
+    """Every login may take one, and hold it."""
+    with closing(library.owner.connect()) as owner, owner.transaction(force_rollback=True):
+        access.grant(owner, "reader", "empty")
+        owner.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        held = "SELECT locktype FROM pg_locks WHERE pid = pg_backend_pid()"
+        assert "advisory" not in {locktype for (locktype,) in owner.execute(held)}
+
+
+def test_who_lost_a_collection_is_told_of_it_as_of_none(library):
+    with library.rag("reader") as rag, closing(library.owner.connect()) as connection:
+        access.grant(connection, "reader", "payroll")
+        assert rag.search(["handbook", "payroll"], "travel")
+        access.ungrant(connection, "reader", "payroll")
+        with pytest.raises(UsageError, match="there is no collection payroll"):
+            rag.search(["handbook", "payroll"], "travel", filters=["colour=red"])
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_raw_sql_of_the_query_role_sees_the_rows_of_its_key(library, key):
     with library.raw() as connection:
@@ -125,6 +152,8 @@ REFUSED = (
     "SELECT * FROM rag.indexed_chunk_{index}",
     "SELECT count(*) FROM rag.indexed_chunk_{index}",
     "SELECT * FROM dagster.runs",
+    "LOCK TABLE rag.rights_lock IN ACCESS SHARE MODE",
+    "SELECT rag.collect_rights('{{}}')",
     "INSERT INTO rag.collection_grant VALUES ('reader', 'payroll')",
     "INSERT INTO rag.query_log DEFAULT VALUES",
     "UPDATE rag.document SET path = 'x'",

@@ -41,6 +41,7 @@ CHANGES: dict[str, Callable[[Connection, str, str], None]] = {
                SELECT FROM rag.collection_grant WHERE key = %(key)s AND collection = %(collection)s)""",
         {"key": key, "collection": collection},
     ),
+    "truncate": lambda connection, key, collection: connection.execute("TRUNCATE rag.collection_grant"),
     "index": lambda connection, key, collection: make_index(connection, collection),
     "recreate": lambda connection, key, collection: recreate(connection, collection),
 }

@@ -146,7 +146,6 @@ class Searcher:
         rankings = []
         self.connection.settings["hnsw.ef_search"] = str(min(1000, max(k + SPARE, DEPTH)))
         with self.connection.transaction():
-            require_fields(self.connection, [index.collection for index, _ in searched], filters)
             for index, question in searched:
                 wanted = Wanted(
                     query=query,
@@ -162,6 +161,7 @@ class Searcher:
                     self._indexes.clear()
                     return None
                 rankings.append(ranking)
+            require_fields(self.connection, [index.collection for index, _ in searched], filters)
             hits = distinct(rankings[0] if len(rankings) == 1 else fuse(rankings), k)
             return merge(hits, self._text) if merged else hits
 
