@@ -163,6 +163,11 @@ def test_a_search_that_fell_back_to_words_is_not_measured_as_what_it_is_not(frui
     assert fruit.rag.evaluate("docs", questions, mode="text").questions == 1
 
 
+def test_nothing_is_evaluated_by_no_question(fruit):
+    with pytest.raises(UsageError, match="no question to evaluate"):
+        fruit.rag.evaluate("docs", [])
+
+
 def test_the_command(rag, handbook, tmp_path, server, parsing_in_process):
     rag.done("ingest", handbook)
     file = tmp_path / "q.jsonl"

@@ -29,7 +29,7 @@ SECRET_BYTES = 32
 # The login that an embedded server's readers use; everybody who reaches its socket may be anybody there.
 EMBEDDED_LOGIN = "rag_reader"
 
-IS_OPEN = "NOT EXISTS (SELECT FROM rag.api_key)"
+IS_OPEN = sql.SQL("NOT EXISTS (SELECT FROM rag.api_key)")
 
 CREATE_LOGIN = "CREATE ROLE rag_reader LOGIN PASSWORD '...' IN ROLE rag_query"
 
@@ -106,12 +106,12 @@ def embedded_query_url(connection: Connection, database_url: str) -> str:
 
 def lend(connection: database.ScopedConnection) -> None:
     """Let everybody read on the owner's connection: its transactions raise UsageError once access is closed."""
-    connection.required[IS_OPEN] = "searching needs an API key since there are any: set RAG_API_KEY to yours"
+    connection.required.append((IS_OPEN, "searching needs an API key since there are any: set RAG_API_KEY to yours"))
 
 
 def is_open(connection: Connection) -> bool:
     """Whether everybody may read: as long as no key was ever made."""
-    return connection.execute(f"SELECT {IS_OPEN}").fetchone()[0]
+    return connection.execute(sql.SQL("SELECT {}").format(IS_OPEN)).fetchone()[0]
 
 
 def create_key(

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
@@ -25,12 +25,12 @@ MIGRATION_LOCK = 7_240_611
 
 class ScopedConnection(Connection):
     """Each of its transactions begins with `settings` (name and value), which end with it, and only where what is
-    `required` holds (SQL condition, and what the UsageError says where it does not): both in one round trip."""
+    `required` holds (condition, and what the UsageError says where it does not): both in one round trip."""
 
     def __init__(self, *arguments: object, **options: object):
         super().__init__(*arguments, **options)
         self.settings: dict[str, str] = {}
-        self.required: dict[str, str] = {}
+        self.required: list[tuple[sql.SQL, str]] = []
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator:
@@ -41,10 +41,12 @@ class ScopedConnection(Connection):
             yield transaction
 
     def _begin(self) -> None:
-        each = [*self.required, *["set_config(%s, %s, true)"] * len(self.settings)]
+        conditions = [condition for condition, _ in self.required]
+        settings = [sql.SQL("set_config(%s, %s, true)")] * len(self.settings)
         bound = [part for setting in self.settings.items() for part in setting]
-        row = self.execute(f"SELECT {', '.join(each)}", bound).fetchone()
-        for holds, reason in zip(row, self.required.values(), strict=False):
+        begin = sql.SQL("SELECT {}").format(sql.SQL(", ").join(conditions + settings))
+        row = self.execute(begin, bound).fetchone()
+        for holds, (_, reason) in zip(row, self.required, strict=False):
             if not holds:
                 raise UsageError(reason)
 
