@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Reciprocal rank fusion's constant, from Cormack, Clarke and Buettcher, SIGIR 2009.
 RRF_K = 60
 
+# How many of the other places of a content are named.
 PATHS_SHOWN = 20
 
 # Texts are near-identical when they share this part of their runs of three words (Broder, "On the resemblance and

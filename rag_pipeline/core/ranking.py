@@ -9,6 +9,7 @@ import numpy as np
 from psycopg import sql
 
 from rag_pipeline.core.filters import Condition
+from rag_pipeline.core.hits import PATHS_SHOWN
 from rag_pipeline.core.indexing import VectorIndex
 
 # BM25's constants, as Lucene has them.
@@ -31,8 +32,6 @@ VECTOR_WEIGHT, FOREIGN_VECTOR_WEIGHT = 0.4, 0.2
 
 # What each neighbour in the document counts for beside the chunk itself.
 NEIGHBOUR_WEIGHT = 0.25
-
-PATHS_SHOWN = 20
 
 
 @dataclass(frozen=True)
