@@ -32,7 +32,13 @@ class IngestResult:
 
 
 def ingest(
-    runtime: Runtime, name: str, progress: "Progress", *, allow_mass_removal: bool = False, wait: bool = True
+    runtime: Runtime,
+    name: str,
+    progress: "Progress",
+    *,
+    allow_mass_removal: bool = False,
+    retry_failed: bool = False,
+    wait: bool = True,
 ) -> IngestResult:
     """Run `refresh_collection` for a collection now, in this process, and wait for it.
 
@@ -42,11 +48,10 @@ def ingest(
     started, run_id = perf_counter(), str(uuid4())
     with _quiet_dagster(), dagster_instance(runtime) as instance:
         from rag_pipeline.definitions import build_definitions
-        from rag_pipeline.resources import MASS_REMOVAL_TAG, open_pipeline
+        from rag_pipeline.resources import consents, open_pipeline
 
-        with open_pipeline(
-            runtime, instance, name, run_id, progress, allow_mass_removal=allow_mass_removal, wait=wait
-        ) as pipeline:
+        asked = {"allow_mass_removal": allow_mass_removal, "retry_failed": retry_failed}
+        with open_pipeline(runtime, instance, name, run_id, progress, **asked, wait=wait) as pipeline:
             with _one_line(run_id, name):
                 result = (
                     build_definitions(pipeline=pipeline)
@@ -55,7 +60,7 @@ def ingest(
                         instance=instance,
                         partition_key=name,
                         run_id=run_id,
-                        tags={ASKED_BY_TAG: INGEST_COMMAND} | ({MASS_REMOVAL_TAG: "yes"} if allow_mass_removal else {}),
+                        tags={ASKED_BY_TAG: INGEST_COMMAND} | consents(**asked),
                         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                     )
                 )

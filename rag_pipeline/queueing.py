@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 JOB = "refresh_collection"
 
 
-def queue_runs(runtime: Runtime, names: Sequence[str], asked_by: str, *, allow_mass_removal: bool = False) -> list[str]:
+def queue_runs(
+    runtime: Runtime,
+    names: Sequence[str],
+    asked_by: str,
+    *,
+    allow_mass_removal: bool = False,
+    retry_failed: bool = False,
+) -> list[str]:
     """Hand `refresh_collection` for each of these collections to the daemon; the ids of the runs, which wait for it.
 
     Raises UsageError when there is no such collection: then none is queued.
@@ -27,13 +34,12 @@ def queue_runs(runtime: Runtime, names: Sequence[str], asked_by: str, *, allow_m
         from dagster import DagsterEvent
 
         from rag_pipeline.definitions import defs
-        from rag_pipeline.resources import MASS_REMOVAL_TAG, PARTITION_TAG
+        from rag_pipeline.resources import PARTITION_TAG, consents
 
-        job, consent = defs.resolve_job_def(JOB), {MASS_REMOVAL_TAG: "yes"} if allow_mass_removal else {}
+        job = defs.resolve_job_def(JOB)
+        tags = {ASKED_BY_TAG: asked_by, **consents(allow_mass_removal=allow_mass_removal, retry_failed=retry_failed)}
         runs = [
-            instance.create_run_for_job(
-                job, tags={PARTITION_TAG: name, ASKED_BY_TAG: asked_by, **consent}, remote_job_origin=_origin()
-            )
+            instance.create_run_for_job(job, tags={PARTITION_TAG: name, **tags}, remote_job_origin=_origin())
             for name in names
         ]
         for run in runs:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 from dagster import DagsterInstance, InitResourceContext, resource
@@ -20,8 +21,14 @@ from rag_pipeline.settings import Settings
 
 PARTITION_TAG = "dagster/partition"
 MASS_REMOVAL_TAG = "rag/allow_mass_removal"
+RETRY_TAG = "rag/retry_failed"
 # On runs that look at the whole collection, not only at what has changed.
 RECONCILE_TAG = "rag/reconcile"
+
+
+def consents(*, allow_mass_removal: bool = False, retry_failed: bool = False) -> dict[str, str]:
+    """The tags of a run that is asked for so."""
+    return ({MASS_REMOVAL_TAG: "yes"} if allow_mass_removal else {}) | ({RETRY_TAG: "yes"} if retry_failed else {})
 
 
 class Progress(Protocol):
@@ -43,12 +50,13 @@ class Pipeline:
     name: str
     progress: Progress
     allow_mass_removal: bool = False
+    retry_failed: bool = False
     reconcile: bool = False
     workers: int = field(default_factory=cores)
 
-    @property
+    @cached_property
     def collection(self) -> Collection:
-        """As it is registered now."""
+        """As it was registered when this was first asked: a setting that is changed meanwhile is for the next run."""
         return get(self.connection, self.name)
 
 
@@ -61,6 +69,7 @@ def open_pipeline(
     progress: Progress,
     *,
     allow_mass_removal: bool = False,
+    retry_failed: bool = False,
     reconcile: bool = False,
     wait: bool = True,
 ) -> Iterator[Pipeline]:
@@ -75,7 +84,7 @@ def open_pipeline(
         get(connection, name)
         with claim(lock, name, run_id, waiting):
             settle_runs(instance, connection, name)
-            yield Pipeline(runtime, connection, name, progress, allow_mass_removal, reconcile)
+            yield Pipeline(runtime, connection, name, progress, allow_mass_removal, retry_failed, reconcile)
 
 
 @resource(description="The collection of the run's partition: its database, providers and settings.")
@@ -94,6 +103,7 @@ def pipeline_resource(context: InitResourceContext) -> Iterator[Pipeline]:
             context.run.run_id,
             progress,
             allow_mass_removal=MASS_REMOVAL_TAG in tags,
+            retry_failed=RETRY_TAG in tags,
             reconcile=RECONCILE_TAG in tags,
         ) as pipeline,
     ):

@@ -121,8 +121,8 @@ class Pipeline:
         )
 
     def _embed(self, connection: Connection, progress: Callable[[int, int], None]) -> IndexedReport:
-        embedder = self.runtime.embedder(self.runtime.model(self.collection.settings))
-        report = embed_chunks(connection, self.collection, *embedder, progress=progress)
+        model = self.runtime.model(self.collection.settings)
+        report = embed_chunks(connection, self.collection, model, self.runtime.embedder, progress=progress)
         report.embedding.add(embed_for_active(connection, self.collection, self.runtime.embedder))
         return report
 
@@ -227,7 +227,8 @@ class Pipeline:
         assert not self.rows("SELECT * FROM rag.garbage")
         assert not self.rows(
             """SELECT parse_key FROM rag.parsed_text WHERE collection = %(name)s EXCEPT
-               SELECT unnest(ARRAY[parse_key, wanted_parse_key]) FROM rag.document WHERE collection = %(name)s"""
+               SELECT unnest(ARRAY[parse_key, wanted_parse_key]) FROM rag.document WHERE collection = %(name)s EXCEPT
+               SELECT parse_key FROM rag.chunking WHERE collection = %(name)s"""
         )
         assert not self.rows(
             """SELECT chunk_key FROM rag.chunking WHERE collection = %(name)s EXCEPT

@@ -52,6 +52,7 @@ def test_nothing_is_found_in_what_a_run_leaves_behind(fruit, server, failing):
         ("DELETE FROM rag.indexed_chunk WHERE input LIKE 'Apples%%'", {"incomplete", "rows", "statistics"}),
         ("DELETE FROM rag.token_chunk WHERE content_hash IN (SELECT content_hash FROM rag.indexed_chunk "
          "WHERE input LIKE 'Apples%%')", {"incomplete", "rows"}),
+        ("DELETE FROM rag.parsed_text WHERE text LIKE 'Apples%%'", {"incomplete"}),
         ("UPDATE rag.vector_index SET rows = rows + 1", {"rows"}),
         ("UPDATE rag.vector_index SET words = words - 1", {"statistics"}),
         ("UPDATE rag.index_term SET chunks = chunks + 1 WHERE term = 'appl'", {"statistics"}),
@@ -69,6 +70,15 @@ def test_damage_is_found(fruit, damage, found):
         assert everything(fruit).keys() == found
     finally:
         fruit.connection.execute("DROP TABLE IF EXISTS rag.indexed_chunk_0")
+
+
+def test_a_row_that_is_missing_comes_back_with_an_index_that_is_built_anew(fruit):
+    """What the check says to do."""
+    fruit.connection.execute("DELETE FROM rag.indexed_chunk WHERE input LIKE 'Apples%'")
+    fruit.change(hnsw_m=17)
+    fruit.run()
+    assert everything(fruit) == {}
+    assert fruit.found("red") == {"apples.txt"}
 
 
 def test_a_vector_of_other_dimensions_is_found(fruit):
@@ -120,6 +130,7 @@ def test_recall_tells_a_bad_graph_from_a_good_one(fruit):
     insert_chunks(fruit.connection, index, rows)
     poor = checks.recall(fruit.connection, index)
     fruit.connection.execute(f"DROP INDEX rag.indexed_chunk_{index.id}_hnsw")
+    assert checks.recall(fruit.connection, index) == 0
     fruit.connection.execute("UPDATE rag.vector_index SET m = 24, ef_construction = 200 WHERE id = %s", [index.id])
     build_graph(fruit.connection, index)
     assert poor < 0.9 < checks.recall(fruit.connection, index)

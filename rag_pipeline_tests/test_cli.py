@@ -279,6 +279,11 @@ def test_a_collection_that_is_purged_leaves_the_cache_too(rag, handbook, redis_u
         rag.done("collection", "remove", "handbook")
         assert len(list(client.scan_iter("rag:embedding:*"))) == 3
         assert rag.done("ingest", handbook, "--json").json["embeddings"]["cached"] == 3
+        (handbook / "travel.txt").write_text("Nobody flies any more.")
+        rag.done("ingest", "handbook")
+        (handbook / "passwords.md").unlink()
+        rag.done("ingest", "handbook")
+        assert len(list(client.scan_iter("rag:embedding:*"))) == 4
         rag.done("collection", "remove", "handbook", "--purge")
         assert list(client.scan_iter("rag:embedding:*")) == []
 

@@ -1,5 +1,7 @@
 """Collections: what may be registered and set, what is refused by name, what goes when one is removed."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 
 import psycopg
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from rag_pipeline.core import collections, database
 from rag_pipeline.core.chunking import ChunkSettings
 from rag_pipeline.core.collections import CollectionSettings, parse_settings, require_name
-from rag_pipeline.core.errors import UsageError
+from rag_pipeline.core.errors import ServiceError, UsageError
 from rag_pipeline.core.models import embedding_model
-from rag_pipeline_tests.pipelines import UNPARSABLE
+from rag_pipeline_tests.pipelines import UNPARSABLE, Pipeline
+from rag_pipeline_tests.waiting import eventually
 
 LOCAL = {"embedding_model": "local/all-MiniLM-L6-v2"}
 SMALL = {"embedding_model": "openai/text-embedding-3-small"}
@@ -67,6 +70,22 @@ def test_a_local_source_is_made_absolute_and_a_url_is_kept(connection, tmp_path,
     assert collections.add(connection, "b", "file://docs", LOCAL).source == str(tmp_path / "docs")
     assert collections.add(connection, "c", "memory://docs", LOCAL).source == "memory://docs"
     assert [each.name for each in collections.list_all(connection)] == ["a", "b", "c"]
+
+
+def test_a_source_that_is_a_link_is_what_it_leads_to_at_each_run(pipeline):
+    for release in ("one", "two"):
+        (pipeline.folder / release).mkdir()
+        pipeline.write(f"{release}/{release}.txt", f"Apples of release {release}.")
+    link = pipeline.folder.with_name("current")
+    link.symlink_to(pipeline.folder / "one")
+    with closing(Pipeline(pipeline.runtime, link, "current")) as current:
+        current.run()
+        assert current.found("apples") == {"one.txt"}
+        link.unlink()
+        link.symlink_to(pipeline.folder / "two")
+        current.run()
+        assert current.found("apples") == {"two.txt"}
+        current.assert_clean()
 
 
 def test_every_setting_is_read_back_as_it_was_typed(connection, tmp_path):
@@ -234,15 +253,46 @@ def test_a_removed_collection_can_be_made_again(pipeline):
     pipeline.assert_clean()
 
 
-def test_a_collection_is_not_removed_half(pipeline):
+def test_a_collection_is_not_removed_half(pipeline, monkeypatch):
+    """And a backup that reads for an hour does not keep everybody from searching for as long."""
+    monkeypatch.setattr(collections, "REMOVALS_TRIED", 2)
     pipeline.write("a.txt", "Apples are red.")
     pipeline.run()
-    with psycopg.connect(pipeline.runtime.database_url) as blocker, pipeline.connection.transaction():
-        blocker.execute("SELECT * FROM rag.indexed_chunk")
-        pipeline.connection.execute("SET LOCAL lock_timeout = '10ms'")
-        with pytest.raises(psycopg.errors.LockNotAvailable), pipeline.connection.transaction():
+    with psycopg.connect(pipeline.runtime.database_url) as backup:
+        backup.execute("SELECT * FROM rag.indexed_chunk")
+        with pytest.raises(ServiceError, match="docs is not removed: a long query or a backup reads the database"):
             collections.remove(pipeline.connection, "docs")
-    assert pipeline.found("apples") == {"a.txt"}
+        assert pipeline.found("apples") == {"a.txt"}
+    collections.remove(pipeline.connection, "docs")
+
+
+def test_removing_and_what_locks_the_collection_first_are_in_nobodys_way(pipeline):
+    """`rag forget` locks the collection, and then reads its index."""
+    pipeline.write("a.txt", "Apples are red.")
+    pipeline.run()
+    with psycopg.connect(pipeline.runtime.database_url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("SELECT FROM rag.collection WHERE name = 'docs' FOR UPDATE")
+        removed = pool.submit(collections.remove, pipeline.runtime.connect(), "docs")
+        eventually(lambda: other.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall())
+        assert len(other.execute("SELECT FROM rag.indexed_chunk").fetchall()) == 1
+        other.commit()
+        removed.result()
+    assert collections.find(pipeline.connection, "docs") is None
+
+
+def test_of_two_changes_at_once_none_is_lost(pipeline):
+    with psycopg.connect(pipeline.runtime.database_url) as other, ThreadPoolExecutor(2) as pool:
+        other.execute("SELECT FROM rag.collection WHERE name = 'docs' FOR UPDATE")
+        changes = [
+            pool.submit(collections.change, pipeline.runtime.connect(), "docs", setting)
+            for setting in ({"hnsw_m": 20}, {"max_file_mb": 7})
+        ]
+        eventually(lambda: len(other.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall()) == 2)
+        other.commit()
+        for change in changes:
+            change.result()
+    settings = pipeline.collection.settings
+    assert (settings.hnsw_m, settings.max_file_mb) == (20, 7)
 
 
 def test_changing_a_limit_forgives_the_failures_it_caused_and_no_others(pipeline):

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -192,6 +193,21 @@ def test_what_is_no_regular_file_is_skipped_and_never_opened(tmp_path):
         server.bind(os.path.relpath(tmp_path / "socket"))
         listing = list_source(collection(tmp_path))
     assert (set(listing.files), listing.skipped) == ({"a.txt"}, 2)
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_holds_up_no_other(tmp_path, monkeypatch):
+    write(tmp_path, "a.txt", "gone.tmp")
+    scandir = os.scandir
+
+    @contextmanager
+    def late(folder: str):
+        with scandir(folder) as entries:
+            found = list(entries)
+        (tmp_path / "gone.tmp").unlink()
+        yield found
+
+    monkeypatch.setattr("rag_pipeline.core.files.os.scandir", late)
+    assert listed(tmp_path) == {"a.txt"}
 
 
 def test_an_empty_folder_is_an_empty_listing(tmp_path):

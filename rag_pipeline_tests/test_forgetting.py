@@ -108,6 +108,30 @@ def test_other_paths_of_the_same_bytes_go_too_and_copies_and_likenesses_elsewher
     secret.assert_clean()
 
 
+def test_what_was_cut_otherwise_before_leaves_the_cache_too(secret):
+    others = cached(secret)
+    secret.change(chunk_tokens=16)
+    secret.write("secret.md", f"The {SECRET} had another song before.")
+    secret.run()
+    secret.change(chunk_tokens=24)
+    secret.run()
+    assert cached(secret) > others
+    for path in ("apples.txt", "known.md", "pears.md", "secret.md", "sub/plums.html"):
+        forget(secret, path)
+    assert cached(secret) == 0
+    assert secret.rows("SELECT * FROM rag.past_text") == []
+
+
+def test_a_copy_elsewhere_is_named_in_whatever_version_it_is_served(secret, tmp_path):
+    with closing(Pipeline(secret.runtime, tmp_path / "elsewhere", "elsewhere")) as elsewhere:
+        elsewhere.write("copy.md", (secret.folder / "secret.md").read_bytes())
+        elsewhere.run()
+        elsewhere.write("copy.md", UNPARSABLE)
+        elsewhere.run()
+        assert elsewhere.found(SECRET) == {"copy.md"}
+        assert forget(secret, "secret.md").copies == [{"collection": "elsewhere", "path": "copy.md"}]
+
+
 @pytest.mark.parametrize("newer", [UNPARSABLE, "It is about pears now, and nobody embeds them."])
 def test_every_version_of_it_is_barred(secret, server, newer):
     """As it is served, and as it was last seen."""

@@ -8,6 +8,7 @@ import pytest
 
 from rag_pipeline.core import sandbox_worker
 from rag_pipeline.core.sandbox import Job, Limits, ParserPool
+from rag_pipeline_tests.pipelines import UNPARSABLE
 
 LIMITS = Limits(seconds=20, memory_mb=1024, file_mb=1)
 
@@ -54,6 +55,18 @@ def test_retrying_what_failed_tries_it_too(rag, handbook, parsing_in_process, mo
     (failure,) = rag.done("status", "handbook", "--json").json["failures"]
     assert (failure["path"], failure["stage"], failure["reason"]) == ("travel.txt", "parsed_text", "unreadable")
     assert rag.done("ingest", "handbook", "--retry-failed", "--json").json["parsed"] == {"documents": 1, "failed": 0}
+
+
+def test_what_failed_stays_marked_until_it_is_retried(rag, handbook, parsing_in_process):
+    rag.done("ingest", handbook)
+    (handbook / "travel.txt").write_bytes(UNPARSABLE)
+    rag.done("ingest", handbook)
+    away = handbook.rename(handbook.with_name("away"))
+    assert "nothing was changed" in rag("ingest", "handbook", "--retry-failed").reason
+    (failure,) = rag.done("status", "handbook", "--json").json["failures"]
+    assert (failure["path"], failure["reason"]) == ("travel.txt", "unsupported type")
+    away.rename(handbook)
+    assert rag.done("ingest", "handbook", "--retry-failed", "--json").json["parsed"] == {"documents": 0, "failed": 1}
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and does not read")

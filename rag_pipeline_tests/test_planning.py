@@ -154,7 +154,7 @@ def test_a_plan_knows_what_is_withheld_and_what_does_not_parse(pipeline):
 def test_a_plan_refuses_what_the_run_would_an_empty_folder_in_place_of_the_source(fruit):
     fruit.folder.rename(fruit.folder.with_name("mounted"))
     fruit.folder.mkdir()
-    with pytest.raises(SourceError, match="is empty and not the folder it was"):
+    with pytest.raises(SourceError, match="has no file and is not the folder it was"):
         plan(fruit)
 
 

@@ -73,6 +73,23 @@ def test_a_touched_file_costs_nothing_more(fruit, server):
     assert (len(server.requests), fruit.index_rows()) == (asked, rows)
 
 
+def test_an_older_version_that_is_served_keeps_its_text(pipeline, server):
+    """Its newest one is parsed, and nobody embeds it: passages are cut from the text of what readers see."""
+    text = "\n\n".join(f"# Part {n}\n\n" + f"Walrus number {n} swims far. " * 30 for n in range(4))
+    pipeline.write("a.md", text)
+    pipeline.run()
+    server.intercept = lambda request: error(401, "no", "invalid_api_key")
+    pipeline.write("a.md", text.replace("Walrus", "Seal"))
+    pipeline.run()
+    passages = pipeline.rag.retrieve("docs", "walrus", k=10)
+    assert "Walrus number 1" in "".join(passage.content for passage in passages)
+    pipeline.assert_no_orphans()
+    server.intercept = lambda request: None
+    pipeline.run()
+    assert pipeline.rows("SELECT count(*) FROM rag.parsed_text") == [(1,)]
+    pipeline.assert_clean()
+
+
 def test_a_deleted_file_is_found_no_more_in_any_mode(fruit):
     fruit.delete("apples.txt")
     run = fruit.run()

@@ -274,6 +274,27 @@ def test_a_mass_removal_is_withheld_and_the_rest_goes_on(pipeline):
     pipeline.assert_clean()
 
 
+def test_what_is_withheld_stays_so_whatever_is_added_and_until_it_is_back(pipeline):
+    paths = fill(pipeline, 20)
+    pipeline.run()
+    kept = pipeline.folder.rename(pipeline.folder.with_name("kept"))
+    others = [f"other {path}" for path in paths]
+    for path in others:  # as many, where another disk was mounted
+        pipeline.write(path, f"pear {path}")
+    for _ in range(3):
+        assert pipeline.run().files.withheld == 20
+    assert pipeline.found("apple") == {*paths}
+    for path in paths[:11]:
+        (kept / path).rename(pipeline.folder / path)
+    run = pipeline.run()
+    assert (run.files.removed, run.files.withheld) == (9, 0)  # nine are no mass
+    assert pipeline.found("apple") == {*paths[:11]}
+    pipeline.delete(*paths[1:11])
+    assert pipeline.run().files.removed == 10  # a third of what there is now
+    assert pipeline.found("pear") == {*others}
+    pipeline.assert_clean()
+
+
 def test_an_empty_source_of_a_filled_collection_is_a_mass_removal(pipeline):
     paths = fill(pipeline, SMALL_REMOVAL)
     pipeline.delete(*paths)
@@ -287,8 +308,11 @@ def test_an_empty_folder_in_place_of_the_source_is_told_and_changes_nothing(pipe
     mounted = pipeline.folder.rename(pipeline.folder.with_name("mounted"))
     pipeline.folder.mkdir()
     before = pipeline.rows("SELECT ctid, xmin, d.* FROM rag.document d ORDER BY path")
-    with pytest.raises(SourceError, match=r"is empty and not the folder it was.*docs --allow-mass-removal"):
-        pipeline.run()
+    for mark in ([], [".not-mounted"]):
+        for name in mark:
+            (pipeline.folder / name).touch()
+        with pytest.raises(SourceError, match=r"has no file and is not the folder it was.*docs --allow-mass-removal"):
+            pipeline.run()
     assert pipeline.rows("SELECT ctid, xmin, d.* FROM rag.document d ORDER BY path") == before
     empty = pipeline.folder.rename(pipeline.folder.with_name("empty"))
     mounted.rename(pipeline.folder)
@@ -296,7 +320,7 @@ def test_an_empty_folder_in_place_of_the_source_is_told_and_changes_nothing(pipe
     pipeline.folder.rename(mounted)
     empty.rename(pipeline.folder)
     assert pipeline.run(allow_mass_removal=True).published.removed == 1
-    assert counts(update(pipeline)) == {}  # consent was given to this folder
+    assert counts(update(pipeline)) == {"skipped": 1}  # consent was given to this folder
 
 
 def test_a_folder_that_was_replaced_by_one_with_files_is_the_source_from_then_on(pipeline):

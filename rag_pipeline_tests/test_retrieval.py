@@ -186,11 +186,10 @@ def test_what_is_indexed_but_not_published_is_no_hit(fruit):
     fruit.write("new.txt", "Apples are new.")
     connection, collection, runtime = fruit.connection, fruit.collection, fruit.runtime
     model = runtime.model(collection.settings)
-    provider = runtime.provider(model)
     update_manifest(connection, collection)
     parse_documents(connection, collection, workers=1)
     chunk_documents(connection, collection, runtime.chunk_settings(collection.settings), runtime.input_limit(model))
-    embed_chunks(connection, collection, provider, runtime.cache(provider))
+    embed_chunks(connection, collection, model, runtime.embedder)
     assert len(fruit.index_rows()) == 6
     for mode in ("text", "vector", "hybrid"):
         hits = fruit.search("apples are new, apples are unpublished", mode=mode)

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.sharding import cut
-from rag_pipeline.core.stages.cached_embeddings import embed_shard, plan_embeddings
-from rag_pipeline.core.stages.parsed_text import parse_shard, plan_parsing
+from rag_pipeline.core.stages.cached_embeddings import embed_shard, finish_embeddings, plan_embeddings
+from rag_pipeline.core.stages.parsed_text import parse_documents, parse_shard, plan_parsing
+from rag_pipeline.core.stages.pgvector_index import publish_documents
+from rag_pipeline.core.stages.raw_files import update_manifest
+from rag_pipeline.core.stages.token_chunks import chunk_documents
 from rag_pipeline.executors import executor
 from rag_pipeline.history import delete_rows
 from rag_pipeline.settings import Settings
@@ -60,12 +63,11 @@ def test_shards_in_any_order_and_twice_amount_to_one_run(pipeline, server):
     pipeline.change(embedding_model="openai/other")
     server.requests.clear()
     runtime = pipeline.runtime
-    provider = runtime.provider(runtime.model(pipeline.collection.settings))
-    cache = runtime.cache(provider)
-    plan = plan_embeddings(pipeline.connection, pipeline.collection, provider.model, cache, shard_chunks=5)
+    model = runtime.model(pipeline.collection.settings)
+    plan = plan_embeddings(pipeline.connection, pipeline.collection, model, runtime.embedder, shard_chunks=5)
     assert len(plan.shards) > 2
     reports = [
-        embed_shard(pipeline.connection, pipeline.collection, shard, provider, cache)
+        embed_shard(pipeline.connection, pipeline.collection, shard, runtime.embedder)
         for shard in [*reversed(plan.shards), *plan.shards]
     ]
     assert sum(report.requested for report in reports) == sum(shard.size for shard in plan.shards)
@@ -75,9 +77,30 @@ def test_shards_in_any_order_and_twice_amount_to_one_run(pipeline, server):
     pipeline.assert_clean()
 
 
-def test_a_shard_of_files_is_parsed_alone(pipeline):
-    from rag_pipeline.core.stages.raw_files import update_manifest
+def test_a_model_that_is_changed_between_two_steps_of_a_run_is_for_the_next(pipeline, server):
+    """As with Celery, whose steps each read the settings: no vector of one model is in the index of another."""
+    pipeline.write("a.txt", "Apples are red.")
+    pipeline.run()
+    pipeline.write("b.txt", "Pears are green.")
+    runtime, connection = pipeline.runtime, pipeline.connection
+    collection, model = pipeline.collection, runtime.model(pipeline.collection.settings)
+    update_manifest(connection, collection)
+    parse_documents(connection, collection, workers=1)
+    chunk_documents(connection, collection, runtime.chunk_settings(collection.settings), runtime.input_limit(model))
+    plan = plan_embeddings(connection, collection, model, runtime.embedder)
+    pipeline.change(embedding_model="openai/another")
+    reports = [embed_shard(connection, pipeline.collection, shard, runtime.embedder) for shard in plan.shards]
+    finish_embeddings(connection, pipeline.collection, plan.copied, reports, runtime.embedder)
+    publish_documents(connection, pipeline.collection)
+    assert {request.body["model"] for request in server.requests} == {"stand-in"}
+    assert pipeline.found("pears") == {"b.txt"}
+    pipeline.run()
+    assert {request.body["model"] for request in server.requests} == {"stand-in", "another"}
+    pipeline.assert_as_built_anew()
+    pipeline.assert_clean()
 
+
+def test_a_shard_of_files_is_parsed_alone(pipeline):
     for number in range(5):
         pipeline.write(f"{number}.txt", f"Text number {number}.")
     update_manifest(pipeline.connection, pipeline.collection)

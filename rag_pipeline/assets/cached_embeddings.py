@@ -63,12 +63,11 @@ def plan_vectors(pipeline: ResourceParam[Pipeline]) -> tuple[list[DynamicOutput[
     """Take over the vectors that a sibling index has, and cut the rest into shards of chunks."""
     watch = Stopwatch()
     collection, runtime = pipeline.collection, pipeline.runtime
-    provider = runtime.provider(runtime.model(collection.settings))
     plan = plan_embeddings(
         pipeline.connection,
         collection,
-        provider.model,
-        runtime.cache(provider),
+        runtime.model(collection.settings),
+        runtime.embedder,
         shard_chunks=largest_shard(pipeline, SHARD_CHUNKS),
     )
     return shard_outputs(plan.shards), {"started": watch.started, "copied": plan.copied, "stopped": plan.stopped}
@@ -79,14 +78,11 @@ def plan_vectors(pipeline: ResourceParam[Pipeline]) -> tuple[list[DynamicOutput[
 @quoting_no_row
 def embed_vectors(pipeline: ResourceParam[Pipeline], shard: dict) -> dict:
     """Embed a shard of chunks."""
-    collection, runtime = pipeline.collection, pipeline.runtime
-    provider = runtime.provider(runtime.model(collection.settings))
     report = embed_shard(
         pipeline.connection,
-        collection,
+        pipeline.collection,
         read_shard(shard),
-        provider,
-        runtime.cache(provider),
+        pipeline.runtime.embedder,
         progress=pipeline.progress.stage("cached_embeddings", "chunks"),
     )
     return asdict(report)
@@ -102,7 +98,7 @@ def report_vectors(pipeline: ResourceParam[Pipeline], plan: dict, reports: list)
         collection,
         plan["copied"],
         [EmbeddedReport(**each) for each in reports],
-        runtime.provider(runtime.model(collection.settings)),
+        runtime.embedder,
         stopped=plan["stopped"],
         check_model=pipeline.reconcile,
     )

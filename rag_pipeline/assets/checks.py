@@ -26,7 +26,10 @@ INDEX = AssetKey("pgvector_index")
 FINDINGS_SHOWN = 50
 LEAST_RECALL = 0.95
 
-BUILD_ANEW = "Build the index anew: rag collection set NAME hnsw_m=…, then rag ingest NAME."
+BUILD_ANEW = (
+    "Build the index anew: rag collection set NAME hnsw_m=…, then rag ingest NAME; no vector that is known is asked "
+    "for again."
+)
 
 
 def _specs(**descriptions: str) -> list[AssetCheckSpec]:
@@ -47,14 +50,16 @@ OF_A_RUN = _specs(
 )
 
 OF_A_COLLECTION = _specs(
-    chunks_have_vectors="Every chunk of every published document has its row in the index. Else: rag ingest NAME.",
+    chunks_have_vectors="Every published document has its text, its chunks, and for each of them a row in the index. "
+    f"{BUILD_ANEW} Where a text or chunks are not there: remove the collection and add it again.",
     rows_match_chunks=f"The index has a row for each distinct text of its documents, and no other. {BUILD_ANEW}",
     no_orphans="No text, chunk or partition is left of what documents let go of; nobody finds them. Else: remove the "
     "collection and add it again; of a partition, DROP TABLE rag.NAME.",
     dimensions_agree=f"Every vector has the dimensions of the index's model. {BUILD_ANEW}",
     word_statistics_agree=f"The words that rank a text search are counted as they stand in the index. {BUILD_ANEW}",
     recall_at_10=f"The HNSW graph finds at least {LEAST_RECALL:.0%} of what comparing every row finds, on a sample of "
-    "the index's vectors. Else: rag collection set NAME hnsw_m=… hnsw_ef_construction=… to something larger.",
+    "the index's vectors. Else: rag collection set NAME hnsw_m=… hnsw_ef_construction=… to something larger; "
+    "a recall of 0 means that there is no graph.",
 )
 
 WHOLE_COLLECTION_KEYS = [AssetCheckKey(INDEX, spec.name) for spec in OF_A_COLLECTION]

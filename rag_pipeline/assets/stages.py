@@ -32,8 +32,6 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
     """The manifest: every file of the collection's source, and what of it has changed since the last run."""
     watch = Stopwatch()
     collection = pipeline.collection
-    if pipeline.reconcile:
-        forgive_failures(pipeline.connection, collection.name, PASSING_FAILURES)
     report = update_manifest(
         pipeline.connection,
         collection,
@@ -41,10 +39,13 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         rehash_fraction=1 / REHASH_DAYS if pipeline.reconcile else 0.0,
         progress=pipeline.progress.stage("raw_files", "files"),
     )
+    # Once the source is known to be there: what cannot be parsed now stays marked with its reason.
+    if pipeline.retry_failed or pipeline.reconcile:
+        forgive_failures(pipeline.connection, collection.name, None if pipeline.retry_failed else PASSING_FAILURES)
     if report.withheld:
         pipeline.progress.note(
             f"{report.withheld} files are gone, more than {collection.settings.max_removal_fraction:.0%} of "
-            f"{collection.name}; they stay searchable: rag ingest {collection.name} --allow-mass-removal consents"
+            f"{collection.name} was; they stay searchable: rag ingest {collection.name} --allow-mass-removal consents"
         )
     return MaterializeResult(
         metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "change", "bytes")},

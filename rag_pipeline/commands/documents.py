@@ -1,6 +1,7 @@
 """`rag demo`, `ingest`, `status` and `show`: documents on their way into the index."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,15 +69,13 @@ def ingest(
         if not every:
             runtime.require_grant(connection, name_or_dir, to_write=True)
         names = known if every else [_collection_for(runtime, connection, name_or_dir)]
-        if retry_failed:
-            for name in names:
-                collections.forgive_failures(connection, name)
+    asked = {"allow_mass_removal": allow_mass_removal, "retry_failed": retry_failed}
     if queue:
-        _queue(runtime, names, allow_mass_removal, every, as_json)
+        _queue(runtime, names, asked, every, as_json)
     elif every:
-        _ingest_all(runtime, names, allow_mass_removal, not no_wait, as_json)
+        _ingest_all(runtime, names, {**asked, "wait": not no_wait}, as_json)
     else:
-        _ingest(runtime, names[0], allow_mass_removal=allow_mass_removal, wait=not no_wait, as_json=as_json)
+        _ingest(runtime, names[0], {**asked, "wait": not no_wait}, as_json)
 
 
 @click.command()
@@ -198,11 +197,11 @@ def forget(runtime: Runtime, name: str, path: str, as_json: bool) -> None:
         print_forgotten(forgotten)
 
 
-def _queue(runtime: Runtime, names: list[str], allow_mass_removal: bool, every: bool, as_json: bool) -> None:
+def _queue(runtime: Runtime, names: list[str], asked: dict[str, bool], every: bool, as_json: bool) -> None:
     from rag_pipeline.queueing import queue_runs
     from rag_pipeline.runs import daemon_answers
 
-    ids = queue_runs(runtime, names, "rag ingest --queue", allow_mass_removal=allow_mass_removal)
+    ids = queue_runs(runtime, names, "rag ingest --queue", **asked)
     runs = [{"collection": name, "run_id": run_id} for name, run_id in zip(names, ids, strict=True)]
     if as_json:
         print_json({"runs": runs} if every else runs[0])
@@ -214,7 +213,7 @@ def _queue(runtime: Runtime, names: list[str], allow_mass_removal: bool, every: 
             click.echo("no daemon is running: rag up starts one, which executes what is queued", err=True)
 
 
-def _ingest_all(runtime: Runtime, names: list[str], allow_mass_removal: bool, wait: bool, as_json: bool) -> None:
+def _ingest_all(runtime: Runtime, names: list[str], asked: dict[str, bool], as_json: bool) -> None:
     """One after the other; one that fails holds up no other."""
     from rag_pipeline.ingesting import ingest
     from rag_pipeline.printing import print_ingest
@@ -224,7 +223,7 @@ def _ingest_all(runtime: Runtime, names: list[str], allow_mass_removal: bool, wa
     for name in names:
         try:
             with progress() as shown:
-                results.append(ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal, wait=wait))
+                results.append(ingest(runtime, name, shown, **asked))
         except RagError as error:
             failed[name] = str(error)
             click.echo(f"{name}: {error}", err=True)
@@ -249,15 +248,13 @@ def _print_run(runtime: Runtime, run_id: str, as_json: bool) -> None:
         print_run(run)
 
 
-def _ingest(
-    runtime: Runtime, name: str, *, allow_mass_removal: bool = False, wait: bool = True, as_json: bool = False
-) -> None:
+def _ingest(runtime: Runtime, name: str, asked: Mapping[str, bool] = {}, as_json: bool = False) -> None:
     from rag_pipeline.ingesting import ingest
     from rag_pipeline.printing import print_ingest
     from rag_pipeline.terminal import progress
 
     with progress() as shown:
-        result = ingest(runtime, name, shown, allow_mass_removal=allow_mass_removal, wait=wait)
+        result = ingest(runtime, name, shown, **asked)
     if as_json:
         print_json(asdict(result))
     else:
@@ -287,7 +284,7 @@ def _collection_for(runtime: Runtime, connection, name_or_dir: str) -> str:
             known = collections.find(connection, name)
             if known is None:
                 raise
-    if known.source != source:
+    if known.source != source and Path(known.source).resolve() != Path(source).resolve():
         raise UsageError(
             f"collection {name} has another source, {known.source}: "
             f"name this folder something else with rag collection add NAME --source {shlex.quote(source)}"

@@ -26,20 +26,21 @@ class Finding:
 
 
 def incomplete_documents(connection: Connection, index: VectorIndex, paths: Sequence[str] | None) -> list[Finding]:
-    """Published documents, of these paths or (None) of all, that lack a chunk or its row in the index, or have a
-    vector of other dimensions there."""
+    """Published documents, of these paths or (None) of all, that lack their text, a chunk or its row in the index, or
+    have a vector of other dimensions there."""
     rows = connection.execute(
         """SELECT d.path, k.chunks, count(c.ordinal) AS chunked, count(i.content_hash) AS indexed,
-                  count(*) FILTER (WHERE vector_dims(i.embedding) <> %(dimensions)s) AS misfits
+                  count(*) FILTER (WHERE vector_dims(i.embedding) <> %(dimensions)s) AS misfits, p.parse_key IS NOT NULL
            FROM rag.document d
            LEFT JOIN rag.chunking k ON k.collection = d.collection AND k.chunk_key = d.published_chunk_key
+           LEFT JOIN rag.parsed_text p ON p.collection = d.collection AND p.parse_key = k.parse_key
            LEFT JOIN rag.token_chunk c ON c.collection = d.collection AND c.chunk_key = d.published_chunk_key
            LEFT JOIN rag.indexed_chunk i ON i.index_id = %(index)s AND i.content_hash = c.content_hash
            WHERE d.collection = %(collection)s AND d.published_chunk_key IS NOT NULL
                  AND (%(paths)s::text[] IS NULL OR d.path = ANY (%(paths)s))
-           GROUP BY d.path, k.chunks
+           GROUP BY d.path, k.chunks, p.parse_key
            HAVING count(c.ordinal) IS DISTINCT FROM k.chunks OR count(i.content_hash) IS DISTINCT FROM k.chunks
-                  OR count(*) FILTER (WHERE vector_dims(i.embedding) <> %(dimensions)s) > 0
+                  OR count(*) FILTER (WHERE vector_dims(i.embedding) <> %(dimensions)s) > 0 OR p.parse_key IS NULL
            ORDER BY d.path""",
         {
             "collection": index.collection,
@@ -49,8 +50,13 @@ def incomplete_documents(connection: Connection, index: VectorIndex, paths: Sequ
         },
     ).fetchall()
     return [
-        Finding(path, f"{chunks} chunks are due: {chunked} there, {indexed} indexed, {misfits} of other dimensions")
-        for path, chunks, chunked, indexed, misfits in rows
+        Finding(
+            path,
+            f"{chunks} chunks are due: {chunked} there, {indexed} indexed, {misfits} of other dimensions"
+            if has_text
+            else "its text is not there",
+        )
+        for path, chunks, chunked, indexed, misfits, has_text in rows
     ]
 
 
@@ -97,6 +103,8 @@ def orphans(connection: Connection, name: str) -> list[Finding]:
                    VALUES ('parsed_text', d.wanted_parse_key), ('parsed_text', d.parse_key),
                           ('chunking', d.chunk_key), ('chunking', d.published_chunk_key)) AS keys (kind, key)
                WHERE d.collection = %(name)s
+               -- A document that is served in its older version is cut from the text of that.
+               UNION SELECT 'parsed_text', parse_key FROM rag.chunking WHERE collection = %(name)s
                UNION SELECT kind, key FROM rag.garbage WHERE collection = %(name)s)
            SELECT 'parsed texts', count(*) FROM rag.parsed_text p
            WHERE p.collection = %(name)s
@@ -145,7 +153,10 @@ def wrong_statistics(connection: Connection, index: VectorIndex) -> list[Finding
 
 def recall(connection: Connection, index: VectorIndex) -> float:
     """The share of the nearest RECALL_HITS that the HNSW graph finds, of those that comparing every row finds; over a
-    random sample of the index's own vectors, with the breadth of search that `rag search` has. 1 when it is empty."""
+    random sample of the index's own vectors, with the breadth of search that `rag search` has. 1 when it is empty, 0
+    without a graph."""
+    if not _has_graph(connection, index):
+        return 0.0
     kind = sql.SQL("halfvec" if index.precision == "half" else "vector")
     distance = sql.SQL("embedding::{kind}({dimensions}) <=> %(vector)s::{kind}({dimensions})").format(
         kind=kind, dimensions=sql.Literal(index.dimensions)
@@ -168,6 +179,17 @@ def recall(connection: Connection, index: VectorIndex) -> float:
             found += sum(distance <= best[-1] + 1e-6 for distance in got)
             wanted += len(best)
     return found / wanted if wanted else 1.0
+
+
+def _has_graph(connection: Connection, index: VectorIndex) -> bool:
+    return connection.execute(
+        """SELECT EXISTS (
+               SELECT FROM pg_index x
+               JOIN pg_class graph ON graph.oid = x.indexrelid
+               JOIN pg_am a ON a.oid = graph.relam
+               WHERE x.indrelid = to_regclass(%s) AND x.indisvalid AND a.amname = 'hnsw')""",
+        [f"rag.indexed_chunk_{index.id}"],
+    ).fetchone()[0]
 
 
 def _sample(connection: Connection, index: VectorIndex) -> list:

@@ -1,7 +1,10 @@
 """Collections: a name, a source of files, and the settings that shape what is made of them."""
 
+import os
 import re
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -10,8 +13,11 @@ from psycopg import Connection
 from psycopg.rows import kwargs_row
 from psycopg.types.json import Jsonb
 
-from rag_pipeline.core.errors import UsageError
+from rag_pipeline.core.errors import ServiceError, UsageError
 from rag_pipeline.core.models import EmbeddingModel, embedding_model
+
+# Each of them holds up readers for a fifth of a second at most.
+REMOVALS_TRIED = 20
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -95,21 +101,36 @@ def list_all(connection: Connection) -> list[Collection]:
 
 def change(connection: Connection, name: str, settings: Mapping[str, object]) -> Collection:
     """Change some settings; the next run brings the index into line with them. Raises UsageError, changing nothing."""
-    before = get(connection, name)
-    after = _checked(connection, CollectionSettings(**{**asdict(before.settings), **settings}))
     with connection.transaction():
+        # Of two changes at once the second begins where the first has ended.
+        connection.execute("SELECT FROM rag.collection WHERE name = %s FOR UPDATE", [name])
+        before = get(connection, name)
+        after = _checked(connection, CollectionSettings(**{**asdict(before.settings), **settings}))
         connection.execute("UPDATE rag.collection SET settings = %s WHERE name = %s", [Jsonb(_explicit(after)), name])
         _forgive(connection, name, before.settings, after)
     return get(connection, name)
 
 
 def remove(connection: Connection, name: str) -> None:
-    """Drop a collection and everything derived from it. Embeddings stay in the cache until they expire."""
+    """Drop a collection and everything derived from it. Embeddings stay in the cache until they expire.
+
+    Dropping locks the index of every collection for a moment; raises ServiceError when that is not to be had, since
+    somebody reads for longer than searches do.
+    """
     get(connection, name)
-    with connection.transaction():
-        connection.execute("SELECT rag.drop_partition(id) FROM rag.vector_index WHERE collection = %s", [name])
-        connection.execute("UPDATE rag.collection SET active_index = NULL WHERE name = %s", [name])
-        connection.execute("DELETE FROM rag.collection WHERE name = %s", [name])
+    pause = threading.Event()
+    for _ in range(REMOVALS_TRIED):
+        with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
+            # As everybody locks who locks both: the collection, then its index.
+            connection.execute("SELECT FROM rag.collection WHERE name = %s FOR UPDATE", [name])
+            connection.execute("SET LOCAL lock_timeout = '200ms'")
+            connection.execute("SELECT rag.drop_partition(id) FROM rag.vector_index WHERE collection = %s", [name])
+            connection.execute("SET LOCAL lock_timeout = 0")
+            connection.execute("UPDATE rag.collection SET active_index = NULL WHERE name = %s", [name])
+            connection.execute("DELETE FROM rag.collection WHERE name = %s", [name])
+            return
+        pause.wait(0.5)
+    raise ServiceError(f"{name} is not removed: a long query or a backup reads the database: try again after it")
 
 
 def embedding_sources(connection: Connection, name: str) -> list[tuple[str, str, int]]:
@@ -134,9 +155,9 @@ def require_name(name: str) -> None:
 
 
 def absolute_source(source: str) -> str:
-    """A local path made absolute; a URL as it is."""
+    """A local path made absolute; a URL as it is. A symbolic link stays one: it may lead elsewhere tomorrow."""
     local = source.removeprefix("file://")
-    return source if "://" in local else str(Path(local).expanduser().resolve())
+    return source if "://" in local else os.path.abspath(Path(local).expanduser())  # noqa: PTH100
 
 
 def parse_settings(assignments: Mapping[str, str]) -> dict[str, object]:

@@ -117,7 +117,10 @@ def _walk_local(source: str) -> Iterator[SourceFile | None]:
                 if entry.is_dir():
                     folders.append((entry.path, path + "/", (*ancestors, target or f"{ancestors[-1]}/{entry.name}")))
                     continue
-                status = entry.stat()
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:  # it has gone since its folder was read
+                    continue
                 if not stat.S_ISREG(status.st_mode):
                     yield None
                     continue

@@ -12,7 +12,7 @@ from psycopg import Connection
 from rag_pipeline.core.cache import EmbeddingCache
 from rag_pipeline.core.collections import get
 from rag_pipeline.core.errors import ServiceError, UsageError
-from rag_pipeline.core.garbage import collect_texts, erase_cached, erase_indexed, unheld
+from rag_pipeline.core.garbage import collect_texts, erase_cached, erase_indexed, note_garbage, take_past_texts, unheld
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Forgotten:
 def forget(connection: Connection, name: str, path: str, caches: Sequence[EmbeddingCache]) -> Forgotten:
     """Erase a document, every version of it, from indexes, chunks, texts and caches of the collection; bar its bytes.
 
-    Chunks that it shares with other documents stay theirs. Raises UsageError when there is no such document, and
-    ServiceError when Redis cannot confirm that the embeddings are gone: all the rest is done then.
+    The caches lose with it whatever other text the collection has let go of. Chunks that it shares with other documents
+    stay theirs. Raises UsageError when there is no such document, and ServiceError when Redis cannot confirm that the
+    embeddings are gone: all the rest is done then.
     """
     get(connection, name)
     with connection.transaction():
@@ -54,9 +55,13 @@ def forget(connection: Connection, name: str, path: str, caches: Sequence[Embedd
 
         # Earlier versions may wait there for a run to delete them.
         collect_texts(connection, name, remember)
+        # Nobody knows which of the texts that were let go of were this document's: losing an embedding costs little.
+        hashes.update(take_past_texts(connection, name))
         gone = unheld(connection, name, list(hashes))
         rows = erase_indexed(connection, name, gone)
-        _note(connection, name, [*{(kind, key) for _, kind, key in held}, *(("embedding", key) for key in gone)])
+        # What a run that is under way may still make of the document.
+        made = {(kind, key) for _, kind, key in held if key is not None}
+        note_garbage(connection, name, [*made, *(("embedding", key) for key in gone)])
         copies = _copies(connection, name, contents)
     try:
         erase_cached(caches, gone)
@@ -126,21 +131,13 @@ def _bar(connection: Connection, name: str, contents: list[bytes]) -> None:
     )
 
 
-def _note(connection: Connection, name: str, keys: list[tuple[str, bytes | None]]) -> None:
-    """What a run that is under way may still make of the document."""
-    noted = [(kind, key) for kind, key in keys if key is not None]
-    connection.execute(
-        """INSERT INTO rag.garbage (collection, kind, key)
-           SELECT %s, * FROM unnest(%s::text[], %s::bytea[]) ON CONFLICT DO NOTHING""",
-        [name, [kind for kind, _ in noted], [key for _, key in noted]],
-    )
-
-
 def _copies(connection: Connection, name: str, contents: list[bytes]) -> list[dict[str, str]]:
     rows = connection.execute(
         """SELECT d.collection, d.path FROM rag.collection c
-           JOIN rag.document d ON d.collection = c.name AND d.content_hash = ANY (%s)
-           WHERE c.name <> %s ORDER BY d.collection, d.path""",
-        [contents, name],
+           JOIN rag.document d ON d.collection = c.name AND (
+               d.content_hash = ANY (%(contents)s) OR d.parsed_content = ANY (%(contents)s)
+               OR d.published_content = ANY (%(contents)s))
+           WHERE c.name <> %(collection)s ORDER BY d.collection, d.path""",
+        {"contents": contents, "collection": name},
     ).fetchall()
     return [{"collection": collection, "path": path} for collection, path in rows]

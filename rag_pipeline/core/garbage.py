@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import psycopg
 from psycopg import Connection, sql
 
-from rag_pipeline.core.cache import EmbeddingCache
+from rag_pipeline.core.cache import LIFETIME_S, EmbeddingCache
 from rag_pipeline.core.indexing import delete_chunks, drop_retired
 from rag_pipeline.core.locking import keep_out_forget
 
@@ -44,16 +44,20 @@ def collect_texts(connection: Connection, name: str, delete_rows: Callable[[Sequ
                    RETURNING content_hash""",
                 {"collection": name, "keys": keys},
             ).fetchall()
-            deleted += delete_rows(list({content_hash for (content_hash,) in unheld}))
-            connection.execute(
+            hashes = list({content_hash for (content_hash,) in unheld})
+            deleted += delete_rows(hashes)
+            _keep_past_texts(connection, name, hashes)
+            uncut = connection.execute(
                 """DELETE FROM rag.chunking k
                    WHERE collection = %(collection)s AND chunk_key = ANY (%(keys)s)
                          AND NOT EXISTS (SELECT FROM rag.document d
                                          WHERE d.collection = k.collection AND d.chunk_key = k.chunk_key)
                          AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = k.collection AND d.published_chunk_key = k.chunk_key)""",
+                                         WHERE d.collection = k.collection AND d.published_chunk_key = k.chunk_key)
+                   RETURNING parse_key""",
                 {"collection": name, "keys": keys},
-            )
+            ).fetchall()
+            note_garbage(connection, name, [("parsed_text", parse_key) for (parse_key,) in uncut])
             _strike(connection, name, "chunking", keys)
     while keys := _noted(connection, name, "parsed_text"):
         with connection.transaction():
@@ -63,7 +67,9 @@ def collect_texts(connection: Connection, name: str, delete_rows: Callable[[Sequ
                          AND NOT EXISTS (SELECT FROM rag.document d
                                          WHERE d.collection = p.collection AND d.parse_key = p.parse_key)
                          AND NOT EXISTS (SELECT FROM rag.document d
-                                         WHERE d.collection = p.collection AND d.wanted_parse_key = p.parse_key)""",
+                                         WHERE d.collection = p.collection AND d.wanted_parse_key = p.parse_key)
+                         AND NOT EXISTS (SELECT FROM rag.chunking k
+                                         WHERE k.collection = p.collection AND k.parse_key = p.parse_key)""",
                 {"collection": name, "keys": keys},
             )
             _strike(connection, name, "parsed_text", keys)
@@ -113,7 +119,12 @@ def erase_cached(caches: Sequence[EmbeddingCache], hashes: Sequence[bytes]) -> N
 
 
 def reclaim_space(connection: Connection, name: str) -> None:
-    """Drop retired partitions, however often readers are in the way; vacuum the others that deletions left gaps in."""
+    """Drop retired partitions, however often readers are in the way; vacuum the others that deletions left gaps in; and
+    forget the hashes of texts that no cache has any more."""
+    connection.execute(
+        "DELETE FROM rag.past_text WHERE collection = %s AND let_go_at < now() - make_interval(secs => %s)",
+        [name, LIFETIME_S],
+    )
     pause = threading.Event()
     for _ in range(DROPS_TRIED):
         drop_retired(connection, name)
@@ -138,13 +149,32 @@ def _to_drop(connection: Connection, name: str) -> bool:
 
 
 def all_texts(connection: Connection, name: str) -> list[bytes]:
-    """The hashes of all texts that the collection's indexes have."""
+    """The hashes of all texts that the collection has, and of those it had and the cache may know still."""
     rows = connection.execute(
-        """SELECT DISTINCT i.content_hash FROM rag.indexed_chunk i JOIN rag.vector_index v ON v.id = i.index_id
-           WHERE v.collection = %s""",
-        [name],
+        """SELECT i.content_hash FROM rag.indexed_chunk i JOIN rag.vector_index v ON v.id = i.index_id
+           WHERE v.collection = %(name)s
+           UNION SELECT content_hash FROM rag.token_chunk WHERE collection = %(name)s
+           UNION SELECT content_hash FROM rag.past_text WHERE collection = %(name)s""",
+        {"name": name},
     ).fetchall()
     return [content_hash for (content_hash,) in rows]
+
+
+def take_past_texts(connection: Connection, name: str) -> list[bytes]:
+    """The hashes of the texts that the collection has let go of, for whoever erases them: they are kept no longer."""
+    rows = connection.execute(
+        "DELETE FROM rag.past_text WHERE collection = %s RETURNING content_hash", [name]
+    ).fetchall()
+    return [content_hash for (content_hash,) in rows]
+
+
+def note_garbage(connection: Connection, name: str, keys: Sequence[tuple[str, bytes]]) -> None:
+    """Note (kind, key) pairs, to be collected where nothing holds them."""
+    connection.execute(
+        """INSERT INTO rag.garbage (collection, kind, key)
+           SELECT %s, * FROM unnest(%s::text[], %s::bytea[]) ON CONFLICT DO NOTHING""",
+        [name, [kind for kind, _ in keys], [key for _, key in keys]],
+    )
 
 
 def unheld(connection: Connection, name: str, hashes: Sequence[bytes]) -> list[bytes]:
@@ -156,6 +186,14 @@ def unheld(connection: Connection, name: str, hashes: Sequence[bytes]) -> list[b
         {"collection": name, "hashes": list(hashes)},
     ).fetchall()
     return [content_hash for (content_hash,) in rows]
+
+
+def _keep_past_texts(connection: Connection, name: str, hashes: Sequence[bytes]) -> None:
+    connection.execute(
+        """INSERT INTO rag.past_text (collection, content_hash) SELECT %s, unnest(%s::bytea[])
+           ON CONFLICT (collection, content_hash) DO UPDATE SET let_go_at = excluded.let_go_at""",
+        [name, list(hashes)],
+    )
 
 
 def _noted(connection: Connection, name: str, kind: str) -> list[bytes]:

@@ -1,4 +1,5 @@
-"""What Dagster may show of a collection: places and figures. No text of a document, for nobody could erase it there."""
+"""What Dagster may show of a collection: paths, headings and figures. No other text of a document, for nobody could erase
+it there before its record is pruned."""
 
 from collections.abc import Sequence
 

@@ -115,5 +115,5 @@ def show_document(connection: Connection, name: str, path: str) -> dict[str, obj
 
 def _bytes(connection: Connection, index_id: int) -> int:
     return connection.execute(
-        "SELECT pg_total_relation_size(to_regclass(%s))", [f"rag.indexed_chunk_{index_id}"]
+        "SELECT coalesce(pg_total_relation_size(to_regclass(%s)), 0)", [f"rag.indexed_chunk_{index_id}"]
     ).fetchone()[0]

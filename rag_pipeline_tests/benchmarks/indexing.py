@@ -210,7 +210,9 @@ def run(connection: Connection, name: str) -> dict[str, float]:
         "token_chunks": lambda connection, collection: chunk_documents(
             connection, collection, ChunkSettings(512, 64, True), limit
         ),
-        "cached_embeddings": lambda connection, collection: embed_chunks(connection, collection, provider, cache),
+        "cached_embeddings": lambda connection, collection: embed_chunks(
+            connection, collection, MODEL, lambda model: (provider, cache)
+        ),
         "pgvector_index": publish_documents,
     }
     return {

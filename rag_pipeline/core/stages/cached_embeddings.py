@@ -35,6 +35,9 @@ from rag_pipeline.core.indexing import (
 from rag_pipeline.core.models import EmbeddingModel, embedding_model
 from rag_pipeline.core.sharding import Shard, cut
 
+# Gives what embeds with a model, and what that embedded before.
+Embedder = Callable[[EmbeddingModel], tuple[Provider, EmbeddingCache]]
+
 # Texts looked up at a time when a run is weighed before it may ask.
 CACHE_WINDOW = 512
 
@@ -99,8 +102,8 @@ class IndexedReport:
 def embed_chunks(
     connection: Connection,
     collection: Collection,
-    provider: Provider,
-    cache: EmbeddingCache,
+    model: EmbeddingModel,
+    embedder: Embedder,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> IndexedReport:
@@ -109,23 +112,25 @@ def embed_chunks(
     What the provider refuses is recorded on the documents concerned and reported, not raised: `pgvector_index`
     publishes all the others first.
     """
-    plan = plan_embeddings(connection, collection, provider.model, cache)
-    reports = [embed_shard(connection, collection, shard, provider, cache, progress=progress) for shard in plan.shards]
-    return finish_embeddings(connection, collection, plan.copied, reports, provider, stopped=plan.stopped)
+    plan = plan_embeddings(connection, collection, model, embedder)
+    reports = [embed_shard(connection, collection, shard, embedder, progress=progress) for shard in plan.shards]
+    return finish_embeddings(connection, collection, plan.copied, reports, embedder, stopped=plan.stopped)
 
 
 def plan_embeddings(
     connection: Connection,
     collection: Collection,
     model: EmbeddingModel,
-    cache: EmbeddingCache,
+    embedder: Embedder,
     *,
     shard_chunks: int | None = None,
 ) -> EmbeddingPlan:
-    """Choose the target index, take over what a sibling has, and cut the rest into shards of so many chunks.
+    """Choose the target index of a model, take over what a sibling has, and cut the rest into shards of so many chunks.
 
-    A shard is a range of parse keys: each document's text is read for one of them alone.
+    What comes after goes by the index's model, whatever the collection's settings say by then. A shard is a range of
+    parse keys: each document's text is read for one of them alone.
     """
+    _, cache = embedder(model)
     _clear_failures(connection, collection.name)
     _remember_source(connection, collection.name, cache)
     index = choose_target(connection, collection, model)
@@ -147,13 +152,13 @@ def embed_shard(
     connection: Connection,
     collection: Collection,
     shard: Shard,
-    provider: Provider,
-    cache: EmbeddingCache,
+    embedder: Embedder,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EmbeddedReport:
     """Embed what is still missing of a shard: all of it at first, less when it is done again after a crash."""
     index = target_index(connection, collection.name)
+    provider, cache = embedder(_model(index))
     inputs = _inputs(connection, index, shard)
     return _embed(connection, index, provider, cache, inputs, progress=lambda done: progress(done, shard.size))
 
@@ -189,7 +194,7 @@ def finish_embeddings(
     collection: Collection,
     copied: int,
     reports: Sequence[EmbeddedReport],
-    provider: Provider,
+    embedder: Embedder,
     *,
     stopped: str | None = None,
     check_model: bool = False,
@@ -205,6 +210,7 @@ def finish_embeddings(
     if result.embedding.stopped:
         _record_stopped(connection, index, result.embedding.stopped)
     elif check_model or result.embedding.requested:
+        provider, _ = embedder(_model(index))
         _ask_probe(connection, index, provider)
     (result.same_model,) = connection.execute(
         "SELECT probe_holds FROM rag.vector_index WHERE id = %s", [index.id]
@@ -215,16 +221,20 @@ def finish_embeddings(
 def embed_for_active(
     connection: Connection,
     collection: Collection,
-    connect: Callable[[EmbeddingModel], tuple[Provider, EmbeddingCache]],
+    embedder: Embedder,
 ) -> EmbeddedReport:
     """While a new index cannot take over, give the active one, by its own model, the documents whose content has
     changed: what the provider refused of some, or has yet to answer, holds up no other."""
     target, active = target_index(connection, collection.name), active_index(connection, collection.name)
     if active is None or target is None or target.active or can_take_over(connection, target):
         return EmbeddedReport()
-    provider, cache = connect(embedding_model(active.model, active.dimensions))
+    provider, cache = embedder(_model(active))
     _remember_source(connection, collection.name, cache)
     return _embed(connection, active, provider, cache, _inputs(connection, active, new_content=True))
+
+
+def _model(index: VectorIndex) -> EmbeddingModel:
+    return embedding_model(index.model, index.dimensions)
 
 
 def _remember_source(connection: Connection, name: str, cache: EmbeddingCache) -> None:

@@ -28,12 +28,13 @@ CHANGES_SHOWN = 50
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A file as the manifest has it."""
+    """A file as the manifest has it; `withheld`: the source has it no more, and nobody has consented to its removal."""
 
     size: int
     stamp: str | None
     content_hash: bytes | None
     removed: bool = False
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +120,18 @@ def update_manifest(
         done += len(batch)
         progress(done, len(suspects))
     gone, mass = gone_files(collection, before, manifest, listing)
-    if mass and not allow_mass_removal:
-        report.withheld = len(gone)
-    elif gone:
+    withheld = gone if mass and not allow_mass_removal else {}
+    report.withheld = len(withheld)
+    if gone and not withheld:
         _remove(connection, collection.name, gone, report)
+    _remember_withheld(connection, collection.name, before, withheld)
     return report
 
 
 def read_manifest(connection: Connection, name: str) -> dict[str, Known]:
     """What is known of each path."""
     rows = connection.cursor(binary=True).execute(
-        "SELECT path, size, stamp, content_hash, removed FROM rag.document WHERE collection = %s", [name]
+        "SELECT path, size, stamp, content_hash, removed, withheld FROM rag.document WHERE collection = %s", [name]
     )
     return {path: Known(*columns) for path, *columns in rows}
 
@@ -137,14 +139,15 @@ def read_manifest(connection: Connection, name: str) -> dict[str, Known]:
 def require_source(
     connection: Connection, collection: Collection, listing: Listing, manifest: dict[str, Known]
 ) -> None:
-    """Raises SourceError for a folder without a file in place of that which had them all."""
-    if listing.files or listing.skipped or all(known.removed for known in manifest.values()):
+    """Raises SourceError for a folder without a file in place of that which had them all; what is hidden or excluded
+    is none (a mount point may have such a mark)."""
+    if listing.files or all(known.removed for known in manifest.values()):
         return
     row = connection.execute("SELECT source_identity FROM rag.collection WHERE name = %s", [collection.name]).fetchone()
     if row and row[0] not in (None, listing.identity):
         raise SourceError(
-            f"{collection.source}, the source of {collection.name}, is empty and not the folder it was; nothing was "
-            f"changed: mount it, or consent with rag ingest {collection.name} --allow-mass-removal"
+            f"{collection.source}, the source of {collection.name}, has no file and is not the folder it was; nothing "
+            f"was changed: mount it, or consent with rag ingest {collection.name} --allow-mass-removal"
         )
 
 
@@ -189,12 +192,14 @@ def gone_files(
     collection: Collection, before: dict[str, Known], now: dict[str, Known], listing: Listing
 ) -> tuple[dict[str, Known], bool]:
     """What the source no longer has of the manifest as it was `before`, and whether that is too much to go without
-    consent; what `now` is under another path does not count."""
+    consent; what `now` is under another path does not count. What was too much before is so still, whatever has come
+    to the source since."""
     present = {path: known for path, known in before.items() if not known.removed}
     gone = {path: known for path, known in present.items() if path not in listing.files}
     kept = {known.content_hash for path, known in now.items() if path in listing.files}
-    lost = sum(known.content_hash not in kept for known in gone.values())
-    return gone, lost >= SMALL_REMOVAL and lost > collection.settings.max_removal_fraction * len(present)
+    lost = [known for known in gone.values() if known.content_hash not in kept]
+    large = len(lost) > collection.settings.max_removal_fraction * len(present)
+    return gone, len(lost) >= SMALL_REMOVAL and (large or any(known.withheld for known in lost))
 
 
 def _store(
@@ -267,3 +272,13 @@ def _remove(connection: Connection, name: str, gone: dict[str, Known], report: F
     connection.execute(
         "UPDATE rag.document SET removed = true WHERE collection = %s AND path = ANY (%s)", [name, list(gone)]
     )
+
+
+def _remember_withheld(connection: Connection, name: str, before: dict[str, Known], withheld: dict[str, Known]) -> None:
+    """Mark what awaits consent, and that alone."""
+    changed = [path for path, known in before.items() if known.withheld != (path in withheld)]
+    if changed:
+        connection.execute(
+            "UPDATE rag.document SET withheld = path = ANY (%s) WHERE collection = %s AND path = ANY (%s)",
+            [list(withheld), name, changed],
+        )
