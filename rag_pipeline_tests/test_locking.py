@@ -76,6 +76,13 @@ def test_whoever_lets_a_run_live_between_its_steps_keeps_the_collection_for_it(c
             pass
 
 
+def test_a_server_that_ends_idle_sessions_ends_no_run(connect, pipeline):
+    lock = connect()
+    lock.execute("SET idle_session_timeout = '1s'")
+    with claim(lock, "docs", "a run", refuse):
+        assert lock.execute("SHOW idle_session_timeout").fetchone() == ("0",)
+
+
 def test_a_run_that_died_holds_nothing(connect):
     mine = connect()
     with claim(mine, "docs", "first", refuse):

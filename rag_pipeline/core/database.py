@@ -147,7 +147,14 @@ def _open(
     database_url: str, autocommit: bool, kind: type[Kind] = Connection, variable: str = "RAG_DATABASE_URL"
 ) -> Kind:
     try:
-        return kind.connect(database_url, autocommit=autocommit, connect_timeout=10, application_name="rag_pipeline")
+        return kind.connect(
+            database_url,
+            autocommit=autocommit,
+            connect_timeout=10,
+            # Firewalls drop what is idle for minutes; the system's own default is two hours.
+            keepalives_idle=60,
+            application_name="rag_pipeline",
+        )
     except psycopg.ProgrammingError:
         # Its message may quote what it could not read, a password among it.
         raise ServiceError(f"{variable} is no valid PostgreSQL URL: correct it") from None

@@ -22,6 +22,8 @@ SECONDS_BETWEEN_ATTEMPTS = 0.25
 @contextmanager
 def living(connection: Connection, run_id: str) -> Iterator[None]:
     """Let the run be known to live, as long as this lasts and the connection is open."""
+    # A session that holds nothing but the lock is idle for as long as its run lasts.
+    connection.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
     connection.execute("SELECT pg_advisory_lock_shared(%s, hashtext(%s))", [RUN_LOCK, run_id])
     try:
         yield

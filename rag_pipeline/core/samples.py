@@ -1,5 +1,5 @@
-"""What Dagster may show of a collection: paths, headings and figures. No other text of a document, for nobody could erase
-it there before its record is pruned."""
+"""What Dagster may show of a collection: paths, headings and figures. No other text of a document, for nobody could
+erase it there."""
 
 from collections.abc import Sequence
 
