@@ -160,6 +160,17 @@ class Pipeline:
             for path, group in itertools.groupby(rows, lambda row: row[0])
         }
 
+    def served_texts(self) -> dict[str, str | None]:
+        """The text that readers cut each document's passages from; None where it is gone."""
+        return dict(
+            self.rows(
+                """SELECT d.path, p.text FROM rag.document d
+                   JOIN rag.chunking k ON k.collection = d.collection AND k.chunk_key = d.published_chunk_key
+                   LEFT JOIN rag.parsed_text p ON p.collection = k.collection AND p.parse_key = k.parse_key
+                   WHERE d.collection = %(name)s"""
+            )
+        )
+
     def text(self, path: str) -> str:
         """The parsed text of a document's last good version."""
         return self.rows(

@@ -176,9 +176,12 @@ class History(RuleBasedStateMachine):
                 "SELECT published_content FROM rag.document WHERE collection = %(name)s AND published_chunk_key <> ''"
             )
         }
+        whole = self.pipeline.served_texts()
+        assert whole.keys() == served.keys()
         for path, chunks in served.items():
             assert all(text is not None and vector is not None for *_, text, vector, _ in chunks), path
             texts = [text[len(text) - (end - start) :] for start, end, _, _, text, *_ in chunks]
+            assert texts == [whole[path][start:end] for start, end, *_ in chunks]
             assert any(
                 all(_squeezed(text) in version for text in texts) for version in map(_squeezed, self.versions[path])
             )
