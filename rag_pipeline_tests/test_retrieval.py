@@ -9,11 +9,11 @@ import numpy as np
 import psycopg
 import pytest
 
-from rag_pipeline.core import collections
+from rag_pipeline.core import collections, ranking
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.indexing import active_index
 from rag_pipeline.core.ranking import BM25_B, BM25_K1, NEIGHBOUR_WEIGHT, VECTOR_WEIGHT
-from rag_pipeline.core.retrieval import Searcher
+from rag_pipeline.core.retrieval import MODES, Searcher
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
@@ -104,23 +104,46 @@ def test_a_text_search_ranks_by_bm25_whatever_was_edited_and_deleted_before(frui
         assert ranks == sorted(ranks, key=lambda path: -found[path])
 
 
-def spread(scores: dict[str, float]) -> dict[str, float]:
+def spread(scores: dict[str, float], least: float | None = None) -> dict[str, float]:
     """Scores from 0 (the least) to 1 (the most)."""
-    least, most = min(scores.values()), max(scores.values())
+    least, most = min(scores.values()) if least is None else least, max(scores.values())
     return {path: (score - least) / (most - least) if most > least else 1.0 for path, score in scores.items()}
 
 
 def test_a_hybrid_search_weighs_both_scores(fruit):
     for query in ("sweet bananas", "bananas grow on trees", "red"):
-        vector, text = (
-            spread({hit.path: hit.score for hit in fruit.search(query, mode=mode)}) for mode in ("vector", "text")
-        )
+        vector, text = ({hit.path: hit.score for hit in fruit.search(query, mode=mode)} for mode in ("vector", "text"))
+        vector, text = spread(vector), spread(text, 0)
         expected = {
             path: VECTOR_WEIGHT * vector[path] + (1 - VECTOR_WEIGHT) * text.get(path, 0.0) for path in SENTENCES
         }
         hits = fruit.search(query)
         assert {hit.path: hit.score for hit in hits} == pytest.approx(expected)
         assert [hit.score for hit in hits] == sorted(expected.values(), reverse=True)
+
+
+def test_a_leg_that_is_full_is_spread_from_its_last(pipeline, monkeypatch):
+    """Others say the word too, and were left out for no more than their score."""
+    monkeypatch.setattr(ranking, "DEPTH", 12)
+    pipeline.change(chunk_tokens=2000)
+    for number in range(20):
+        pipeline.write(f"{number}.txt", "marmot " + " ".join(f"word{number}x{other}" for other in range(3 * number)))
+    pipeline.run()
+    legs = [{hit.path: hit.score for hit in list(pipeline.search("marmot", 20, mode))[:12]} for mode in MODES[1:]]
+    vector, text = map(spread, legs)
+    for hit in pipeline.search("marmot", 2):
+        expected = VECTOR_WEIGHT * vector.get(hit.path, 0) + (1 - VECTOR_WEIGHT) * text.get(hit.path, 0)
+        assert hit.score == pytest.approx(expected)
+    assert min(text.values()) == 0
+
+
+def test_all_that_say_an_identifier_stand_above_those_that_do_not(pipeline):
+    for number in range(40):
+        pipeline.write(f"{number}.txt", f"What is it that this is, what is number{number}?")
+    pipeline.write("one.txt", "Nothing stands here but ORA-01555.")
+    pipeline.write("two.txt", "Here stands ORA-01555, which tells of rollback segments.")
+    pipeline.run()
+    assert {hit.path for hit in pipeline.search("What is it that ORA-01555 is?", 5)[:2]} == {"one.txt", "two.txt"}
 
 
 def test_a_chunk_is_judged_with_its_neighbours(pipeline):

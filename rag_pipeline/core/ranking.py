@@ -126,14 +126,16 @@ def statement(index: VectorIndex, wanted: Wanted, *, exact: bool = False) -> sql
 
 # A convex combination of both legs' scores, each spread over 0 to 1 from the leg's last to its first; a chunk that a
 # leg has not found gets nothing from it. (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
-# Retrieval", ACM TOIS 2023.)
+# Retrieval", ACM TOIS 2023.) A text leg that is not full has left out nothing that scores like its last: it is spread
+# from 0, or the second of two chunks that say an identifier would count for no more than one that does not.
 _FUSED = sql.SQL(
     """SELECT content_hash, sum(weight * coalesce((score - least) / nullif(most - least, 0), 1)) AS score
        FROM (SELECT content_hash, score, %(vector_weight)s AS weight, min(score) OVER () AS least,
                     max(score) OVER () AS most
              FROM vector_leg
              UNION ALL
-             SELECT content_hash, score, 1 - %(vector_weight)s, min(score) OVER (), max(score) OVER ()
+             SELECT content_hash, score, 1 - %(vector_weight)s,
+                    CASE WHEN count(*) OVER () < %(depth)s THEN 0 ELSE min(score) OVER () END, max(score) OVER ()
              FROM text_leg) AS legs
        GROUP BY content_hash"""
 )
