@@ -24,6 +24,10 @@ NEAR_IDENTICAL = 0.8
 # texts one has none of them. The golden ratio spreads them out of step with the rows of a table.
 SAMPLED = tuple(number * 0.618034 % 1 for number in range(8))
 
+# The most tokens of hits that are made one: four chunks of the usual size. An eighth of what a prompt carries at most,
+# and short enough to be a citation that somebody reads.
+MERGED_TOKENS = 2048
+
 # No text that parts its words by spaces has longer ones on average.
 LONGEST_WORD = 20
 
@@ -100,9 +104,9 @@ def fuse(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
     return _numbered(sorted(fused.values(), key=lambda hit: -hit.score))
 
 
-def distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
-    """The k best hits that are not near-identical to a better one; those that are come after them, where k is not full,
-    and are named in `also_in` of the better one, where it is."""
+def distinct(hits: Sequence[Hit], k: int) -> tuple[list[Hit], int]:
+    """The k best hits that are not near-identical to a better one, and how many these are; those that are come after
+    them, where k is not full, and are named in `also_in` of the better one, where it is."""
     kept: list[Hit] = []
     shingles: list[set[tuple[str, ...]]] = []
     alike: list[tuple[int, Hit]] = []
@@ -120,12 +124,13 @@ def distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
     room = k - len(kept)
     for better, hit in alike[room:]:
         kept[better] = _absorb(kept[better], hit)
-    return _numbered([*kept, *(hit for _, hit in alike[:room])])
+    return _numbered([*kept, *(hit for _, hit in alike[:room])]), len(kept)
 
 
 def merge(hits: Sequence[Hit], read: Callable[[Hit, int], str]) -> list[Hit]:
-    """Hits of one document that overlap, touch, or are parted by white space alone, made one: with the rank and
-    score of the best of them, the page of the first, and the headings they share.
+    """Hits of one document that overlap, touch, or are parted by white space alone, made one of MERGED_TOKENS at most:
+    with the rank, score and page of the best of them, and the headings they share. The span may begin on an earlier
+    page than that, and end on a later one.
 
     `read(hit, end)` gives the text of the hit's document from the hit's start to `end`.
     """
@@ -135,14 +140,15 @@ def merge(hits: Sequence[Hit], read: Callable[[Hit, int], str]) -> list[Hit]:
         neighbours = list(group)
         text = read(neighbours[0], max(hit.end for hit in neighbours)) if len(neighbours) > 1 else ""
         offset = neighbours[0].start
-        reached = None
+        reached = tokens = 0
         for hit in neighbours:
-            if reached is not None and not text[reached - offset : hit.start - offset].strip():
+            tokens += hit.tokens
+            if runs and tokens <= MERGED_TOKENS and not text[reached - offset : hit.start - offset].strip():
                 runs[-1].append(hit)
                 reached = max(reached, hit.end)
             else:
                 runs.append([hit])
-                reached = hit.end
+                reached, tokens = hit.end, hit.tokens
         merged += [_joined(run, text, offset) if len(run) > 1 else run[0] for run in runs]
     return sorted(merged, key=lambda hit: hit.rank)
 
@@ -156,7 +162,6 @@ def _joined(run: list[Hit], text: str, offset: int) -> Hit:
         heading = _common(heading, _common(one.heading, other.heading))
     return replace(
         best,
-        page=run[0].page,
         heading=heading,
         start=run[0].start,
         end=end,

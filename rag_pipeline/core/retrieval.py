@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 from rag_pipeline.core.collections import missing, require_name
 from rag_pipeline.core.database import ScopedConnection
 from rag_pipeline.core.errors import ProviderError, UsageError
-from rag_pipeline.core.filters import NOT_TEXT, Filter, condition, parse_filters, require_fields
+from rag_pipeline.core.filters import NOT_TEXT, Condition, Filter, condition, parse_filters, require_fields
 from rag_pipeline.core.hits import AlsoIn, Hit, Hits, distinct, fuse, merge
 from rag_pipeline.core.indexing import VectorIndex, active_index
 from rag_pipeline.core.models import embedding_model
@@ -22,8 +22,10 @@ MODES = ("hybrid", "vector", "text")
 # An index may be replaced between reading its id and searching it; a second replacement within milliseconds is not met.
 ATTEMPTS = 3
 
-# So many more than k are read: hits for near-identical ones to give way to.
+# So many more than k are read: hits for near-identical ones to give way to. Where those are near-identical too, so many
+# times as many are, up to the most that k may ask for.
 SPARE = 10
+FURTHER, FARTHEST = 10, 1000
 
 # Words that must stand as they are quoted.
 PHRASE = re.compile(r'["“„«]([^"“”„«»]+)["“”»]')
@@ -143,27 +145,47 @@ class Searcher:
         merged: bool,
     ) -> list[Hit] | None:
         """The hits as one snapshot has them; None when one of the indexes is not the active one in it."""
-        rankings = []
         self.connection.settings["hnsw.ef_search"] = str(min(1000, max(k + SPARE, DEPTH)))
+        limit = k + SPARE
         with self.connection.transaction():
-            for index, question in searched:
-                wanted = Wanted(
-                    query=query,
-                    vector=question.vector if question else None,
-                    text=mode != "vector",
-                    vector_weight=_vector_weight(index, query),
-                    phrases=PHRASE.findall(query),
-                    condition=condition(filters),
-                    limit=k + SPARE,
-                )
-                ranking = self._rank(index, wanted, k)
-                if ranking is None:
-                    self._indexes.clear()
+            while True:
+                rankings = self._rankings(searched, query, k, limit, mode, condition(filters))
+                if rankings is None:
                     return None
-                rankings.append(ranking)
+                hits, number = distinct(rankings[0] if len(rankings) == 1 else fuse(rankings), k)
+                if number == k or limit >= FARTHEST or all(len(ranking) < limit for ranking in rankings):
+                    break
+                limit = min(FURTHER * limit, FARTHEST)
             require_fields(self.connection, [index.collection for index, _ in searched], filters)
-            hits = distinct(rankings[0] if len(rankings) == 1 else fuse(rankings), k)
             return merge(hits, self._text) if merged else hits
+
+    def _rankings(
+        self,
+        searched: Sequence[tuple[VectorIndex, Question | None]],
+        query: str,
+        k: int,
+        limit: int,
+        mode: str,
+        passes: Condition,
+    ) -> list[list[Hit]] | None:
+        """The `limit` best hits of each collection; None when one of the indexes is not the active one."""
+        rankings = []
+        for index, question in searched:
+            wanted = Wanted(
+                query=query,
+                vector=question.vector if question else None,
+                text=mode != "vector",
+                vector_weight=_vector_weight(index, query),
+                phrases=PHRASE.findall(query),
+                condition=passes,
+                limit=limit,
+            )
+            ranking = self._rank(index, wanted, k)
+            if ranking is None:
+                self._indexes.clear()
+                return None
+            rankings.append(ranking)
+        return rankings
 
     def _rank(self, index: VectorIndex, wanted: Wanted, k: int) -> list[Hit] | None:
         """The best hits of one collection, exactly where the graph or the rarest words do not come up with k; None
