@@ -1,11 +1,14 @@
 """Searching by words: phrases, identifiers as they are typed, languages, and an index in an older form."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rag_pipeline.core import ranking
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.indexing import TERMS_FORM, active_index
 from rag_pipeline.core.models import embedding_model
+from rag_pipeline.core.retrieval import phrases
 
 # Each beside a text that has the same pieces in another way.
 IDENTIFIERS = {
@@ -61,6 +64,38 @@ def test_a_phrase_in_quotes_must_stand_so_in_every_mode(pipeline):
         assert not pipeline.search('"words nobody exact"', mode=mode), mode
     # A phrase of stop words says nothing, a single quotation mark is none.
     assert pipeline.found('marmot "the of"') == pipeline.found('marmot 5"') == {"so.txt", "other.txt", "none.txt"}
+
+
+QUOTES = [*map(tuple, ('""', "“”", "„“", "„”", "«»", "»«", "‘’", "「」", "『』"))]
+LATIN = st.lists(st.sampled_from(("a", "b5", "5", "é", "don’t")), min_size=1).map(" ".join)
+
+
+@given(st.lists(st.tuples(st.sampled_from(QUOTES), LATIN, LATIN), max_size=4))
+def test_every_pair_of_quotes_makes_a_phrase(parts):
+    question = " ".join(f"{plain} {first}{quoted}{last}" for (first, last), quoted, plain in parts)
+    assert phrases(question) == [quoted for _, quoted, _ in parts]
+
+
+@given(st.sampled_from(QUOTES[:7]), LATIN, LATIN)
+def test_a_quotation_mark_right_after_a_letter_or_digit_opens_none(pair, one, other):
+    assert not phrases(f"{one}{pair[0]} {other}{pair[1]}")
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        ('replace a 3" bolt on a 5" hinge', []),
+        ('a 3" bolt "made of steel"', ["made of steel"]),
+        ("the dogs’ bowl isn’t theirs", []),
+        ("what is ‘the dogs’ in the dogs’ bowl", ["the dogs"]),
+        ("‘don’t panic’, isn’t it", ["don’t panic"]),
+        ("„eins“ und »zwei«, dann «trois»", ["eins", "zwei", "trois"]),
+        ("什么是“重置密码”的「密码」", ["重置密码", "密码"]),
+        ("‘重置’的‘密码’的", ["重置", "密码"]),
+    ],
+)
+def test_what_is_a_phrase(question, found):
+    assert phrases(question) == found
 
 
 def test_a_phrase_is_found_though_all_its_words_are_common(pipeline):

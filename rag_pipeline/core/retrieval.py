@@ -27,8 +27,16 @@ ATTEMPTS = 3
 SPARE = 10
 FURTHER, FARTHEST = 10, 1000
 
-# Words that must stand as they are quoted.
-PHRASE = re.compile(r'["“„«]([^"“”„«»]+)["“”»]')
+# A letter or digit: what follows one at once opens no quotation (a 3" bolt). Not in Chinese, Japanese and Korean, which
+# have no spaces.
+LETTER = r"[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+
+# Words that must stand as they are quoted. Of single quotation marks the typographic ones alone, which an apostrophe in
+# a word (don’t) does not end.
+PHRASE = re.compile(
+    rf"""(?<!{LETTER})(?:["“„]([^"“”„]+)["“”]|«([^«»]+)»|»([^«»]+)«|‘((?:[^‘’]|(?<={LETTER})’(?={LETTER}))+)’(?!{LETTER}))"""
+    r"|「([^「」]+)」|『([^『』]+)』"
+)
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ class Searcher:
                 vector=question.vector if question else None,
                 text=mode != "vector",
                 vector_weight=_vector_weight(index, query),
-                phrases=PHRASE.findall(query),
+                phrases=phrases(query),
                 condition=passes,
                 limit=limit,
             )
@@ -215,6 +223,11 @@ class Searcher:
                WHERE d.collection = %(collection)s AND d.path = %(path)s""",
             {"start": hit.start, "end": end, "collection": hit.collection, "path": hit.path},
         ).fetchone()[0]
+
+
+def phrases(query: str) -> list[str]:
+    """What stands in quotes."""
+    return [match[match.lastindex] for match in PHRASE.finditer(query)]
 
 
 def _vector_weight(index: VectorIndex, query: str) -> float:
