@@ -8,7 +8,7 @@ from rag_pipeline.core import ranking
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.indexing import TERMS_FORM, active_index
 from rag_pipeline.core.models import embedding_model
-from rag_pipeline.core.retrieval import phrases
+from rag_pipeline.core.retrieval import MODES, phrases
 
 # Each beside a text that has the same pieces in another way.
 IDENTIFIERS = {
@@ -110,6 +110,38 @@ def test_a_phrase_is_found_though_all_its_words_are_common(pipeline):
 
 def test_an_identifier_in_quotes_is_that_identifier(identifiers):
     assert identifiers.found('"wal_level"') == {"0-typed.txt"}
+
+
+def test_a_phrase_may_begin_and_end_inside_of_an_identifier(pipeline):
+    for path, text in {
+        "spring": "Set spring.server.port=8080 here.",
+        "apart": "The server port is 8080, so 5 when that is taken; it is, wal level: example com.",
+        "longer": "An observer.port and a server.ports, a foo_so.55 when example.community.",
+        "reset": "Go to https://reset.example.com/now, or ask.",
+        "library": "It loads libfoo.so.5 when asked, C++ and all.",
+        "level": "Set wal_level to logical.",
+        "it": "There it.is.",
+    }.items():
+        pipeline.write(f"{path}.txt", text)
+    pipeline.run()
+    for phrase, paths in {
+        "server.port": {"spring"},
+        "Server.Port=8080": {"spring"},
+        "spring.server": {"spring"},
+        "set spring.server.port": {"spring"},
+        "server port": {"spring", "apart", "longer"},
+        "example.com": {"reset"},
+        "https://reset.example": {"reset"},
+        "example.com/now": {"reset"},
+        "so.5 when": {"library"},
+        "so.5 when asked, C++": {"library"},
+        "loads libfoo.so": {"library"},
+        "so.5 asked": set(),
+        "set wal_level to": {"level"},
+        "it.is": {"it"},
+    }.items():
+        for mode in MODES:
+            assert pipeline.found(f'"{phrase}"', mode) == {f"{path}.txt" for path in paths}, (phrase, mode)
 
 
 def test_chinese_and_identifiers_in_one_text(pipeline):

@@ -166,6 +166,13 @@ _PHRASES = sql.SQL(
         FROM unnest(%(phrases)s::text[]) AS quoted, rag.phrase_query(%(text_search)s::regconfig, quoted) AS phrase)"""
 )
 
+# Tests that a row `i` which that query finds has the identifiers of the phrases; true where they have none.
+_PHRASED = sql.SQL(
+    """coalesce(rag.says_identifiers(i.terms, (
+           SELECT array_agg(name)
+           FROM unnest(%(phrases)s::text[]) AS quoted, unnest(rag.identifiers(rag.spaced(quoted))) AS name)), true)"""
+)
+
 
 def _published(wanted: Wanted) -> sql.Composed:
     """Tests that a published document which passes the filters holds the row `i`."""
@@ -191,7 +198,9 @@ def _vector_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed
         distance=distance,
         index=sql.Literal(index.id),
         published=_published(wanted),
-        phrases=sql.SQL("AND coalesce(i.terms @@ {}, true)").format(_PHRASES) if wanted.phrases else sql.SQL(""),
+        phrases=sql.SQL("AND coalesce(i.terms @@ {}, true) AND {}").format(_PHRASES, _PHRASED)
+        if wanted.phrases
+        else sql.SQL(""),
         order=sql.SQL("({}) + 0").format(distance) if exact else distance,
     )
 
@@ -225,7 +234,8 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
                SELECT i.content_hash, i.terms || '' AS terms
                FROM (SELECT coalesce({phrases}, string_agg(query::text, ' | ')::tsquery) AS wanted FROM word
                      WHERE {rarest}) AS candidates,
-                    rag.text_candidates({index}, wanted) AS i)
+                    rag.text_candidates({index}, wanted) AS i
+               WHERE {phrased})
            SELECT i.content_hash, i.score FROM (
                SELECT content_hash,
                       sum(idf * frequency * (%(k1)s + 1)
@@ -239,6 +249,7 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
     ).format(
         index=sql.Literal(index.id),
         phrases=_PHRASES if wanted.phrases else sql.SQL("NULL::tsquery"),
+        phrased=_PHRASED if wanted.phrases else sql.SQL("true"),
         rarest=sql.SQL("true" if exact else "nth = 1 OR chunks_so_far <= %(candidates)s"),
         published=_published(wanted),
     )
