@@ -154,6 +154,16 @@ def test_chinese_and_identifiers_in_one_text(pipeline):
     assert pipeline.found("ORA-01555") == {"a.txt"}
 
 
+def test_a_question_is_read_as_documents_are(pipeline, server):
+    pipeline.write("a.txt", "The Café is o\ufb03cial.")
+    pipeline.write("b.txt", "Cafe or cafeteria.")
+    pipeline.run()
+    for question in ("Cafe\u0301", "Café", "o\ufb03cial", "offi\u00adcial", "“Cafe\u0301”"):
+        assert pipeline.found(question) == {"a.txt"}, question
+        assert pipeline.search(question).query == question
+    assert "Cafe\u0301" not in server.embedded_texts()
+
+
 def test_a_word_of_any_length_is_indexed(pipeline):
     pipeline.write("a.txt", "marmot " + "x_" * 3000 + " " + "y" * 3000 + " zebra")
     pipeline.run()

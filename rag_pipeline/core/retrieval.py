@@ -15,6 +15,7 @@ from rag_pipeline.core.filters import NOT_TEXT, Condition, Filter, condition, pa
 from rag_pipeline.core.hits import AlsoIn, Hit, Hits, distinct, fuse, merge
 from rag_pipeline.core.indexing import VectorIndex, active_index
 from rag_pipeline.core.models import embedding_model
+from rag_pipeline.core.parsing.normalising import normalise
 from rag_pipeline.core.ranking import DEPTH, FOREIGN_VECTOR_WEIGHT, VECTOR_WEIGHT, Wanted, statement
 
 MODES = ("hybrid", "vector", "text")
@@ -89,10 +90,11 @@ class Searcher:
             raise UsageError(f"mode {mode!r} is not one of {', '.join(MODES)}")
         if not 1 <= k <= 1000:
             raise UsageError(f"k={k} is not from 1 to 1000")
-        if not query.strip():
-            raise UsageError("the question is empty: ask something")
         if NOT_TEXT.search(query):
             raise UsageError("the question is not valid text: it has a NUL or half a character in it")
+        question = normalise(query)  # as the documents are
+        if not question.strip():
+            raise UsageError("the question is empty: ask something")
         if not names:
             raise UsageError("no collection is named")
         for name in names:
@@ -101,18 +103,18 @@ class Searcher:
         parsed = parse_filters(filters)
         for _ in range(ATTEMPTS):
             indexes = [self._index(name) for name in names]
-            questions = [None if mode == "text" else self._question(query, index, mode) for index in indexes]
-            asked = {id(question): question for question in questions if question}.values()
-            costs = [question.cost_usd for question in asked]
-            hits = self._read(list(zip(indexes, questions, strict=True)), query, k, mode, parsed, merged)
+            seen = [None if mode == "text" else self._question(question, index, mode) for index in indexes]
+            asked = {id(one): one for one in seen if one}.values()
+            costs = [one.cost_usd for one in asked]
+            hits = self._read(list(zip(indexes, seen, strict=True)), question, k, mode, parsed, merged)
             if hits is not None:
                 return Hits(
                     collection=",".join(names),
                     query=query,
                     mode=mode,
                     hits=tuple(hits),
-                    degraded=next((question.error for question in asked if question.error), None),
-                    question_tokens=sum(question.tokens for question in asked),
+                    degraded=next((one.error for one in asked if one.error), None),
+                    question_tokens=sum(one.tokens for one in asked),
                     cost_usd=None if None in costs else sum(costs),
                 )
         raise UsageError(f"collection {','.join(names)} was being replaced: search again")
