@@ -50,6 +50,11 @@ def passing(library, *filters: str, mode: str = "hybrid") -> set[str]:
         (["modified>=2024-01-03"], {"guides/page.html", "notes.txt"}),
         (["modified<=2024-01-02"], {"guides/start.md", "guides/deep/more.md"}),
         (["modified=2024-01-02"], {"guides/deep/more.md"}),
+        (["Modified >= 2024-01-04"], {"notes.txt"}),
+        (["modified<=9999-12-31"], set(DOCUMENTS)),
+        (["modified<=9999-12-31T23:59:59.999999"], set(DOCUMENTS)),
+        (["modified=9999-12-31"], set()),
+        (["modified>=0001-01-01"], set(DOCUMENTS)),
         (["modified>=2024-01-02T00:00:00", "modified<=2024-01-02T23:59:59+00:00"], {"guides/deep/more.md"}),
         (["author=*knuth*"], {"guides/start.md"}),
         (["author=Grace Hopper"], {"guides/deep/more.md"}),
@@ -60,12 +65,40 @@ def passing(library, *filters: str, mode: str = "hybrid") -> set[str]:
         (["language=de"], {"guides/page.html"}),
         (["created>=2024"], {"guides/start.md"}),
         (["created<=2023-12"], {"guides/deep/more.md"}),
+        (["date<=2023-12"], {"guides/deep/more.md"}),
+        (["lang=de"], {"guides/page.html"}),
+        (["Stage=Draft"], {"guides/deep/more.md"}),
         (["path=guides/**", "media_type=text/markdown", "author=*", "created<=2023-12-31"], {"guides/deep/more.md"}),
     ],
 )
 def test_a_filter_lets_through_what_it_says_in_every_mode(library, filters, paths):
     for mode in ("hybrid", "vector", "text"):
         assert passing(library, *filters, mode=mode) == paths
+
+
+def test_a_field_has_any_name_and_a_value_any_form(pipeline):
+    decomposed = "Cafe\u0301"
+    for path, front in {
+        "one.md": f"Reading  Time (min): 5\nauthor: {decomposed} Müller\nÉtat: bon",
+        "two.md": "reading time (min): 12\nauthor: Cafeteria\nÉtat: bas",
+        f"{decomposed}.md": "seo:\n  Date: 2020-01-01",
+        "Café\u202f3.md": "date: 2024-01-01",
+    }.items():
+        pipeline.write(path, f"---\n{front}\n---\n\nMarmots.")
+    pipeline.run()
+    for wanted, paths in {
+        "reading time (min)>=5": {"one.md", "two.md"},
+        "Reading   TIME (min) <= 5": {"one.md"},
+        f"author={decomposed}*": {"one.md"},
+        "author=Café*": {"one.md"},
+        "e\u0301tat=bon": {"one.md"},
+        f"path={decomposed}.md": {f"{decomposed}.md"},
+        "path=Café.md": {f"{decomposed}.md"},
+        "path=Café\u202f3.md": {"Café\u202f3.md"},
+        "seo.date>=2020": {f"{decomposed}.md"},
+        "date>=2020": {"Café\u202f3.md"},
+    }.items():
+        assert passing(pipeline, wanted) == paths, wanted
 
 
 def test_a_value_is_bound_and_never_read_as_sql_or_as_an_expression(library):
