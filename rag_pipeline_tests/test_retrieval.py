@@ -1,6 +1,7 @@
 """search: what is found, in which order, by whom it may be asked, and what it says when it cannot."""
 
 import math
+import random
 import re
 from collections import Counter
 from contextlib import closing
@@ -13,7 +14,7 @@ from rag_pipeline.core import collections, ranking
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.indexing import active_index
 from rag_pipeline.core.ranking import BM25_B, BM25_K1, NEIGHBOUR_WEIGHT, VECTOR_WEIGHT
-from rag_pipeline.core.retrieval import MODES, Searcher
+from rag_pipeline.core.retrieval import LONGEST_QUESTION, MODES, Searcher
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
 from rag_pipeline.core.stages.raw_files import update_manifest
@@ -318,6 +319,8 @@ def test_without_a_key_the_words_are_still_searched(fruit):
         ({"k": 0}, "k=0"),
         ({"k": 1001}, "k=1001"),
         ({"query": "  \n"}, "empty"),
+        ({"query": "\u200b"}, "empty"),
+        ({"query": " ".join(map(str, range(200_000)))}, "shorten it to 50000"),
         ({"query": "a\0b"}, "not valid text"),
         ({"query": "caf\udce9"}, "not valid text"),
         ({"collection": []}, "no collection"),
@@ -332,6 +335,15 @@ def test_what_cannot_be_searched_is_one_line_with_its_name(fruit, arguments, nam
         fruit.rag.search(**{"collection": "docs", "query": "apples", **arguments})
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_longest_question_is_searched(fruit):
+    chinese = "".join(random.Random(7).choices([chr(code) for code in range(0x4E00, 0x9FFF)], k=LONGEST_QUESTION))
+    identifiers = " ".join(f"{n:x}.{n:x}" for n in range(9999))
+    for words in (chinese, identifiers, f'"{identifiers}'):
+        question = f"apples {words}"[:LONGEST_QUESTION]
+        assert len(question) == LONGEST_QUESTION
+        assert [hit.path for hit in fruit.search(question, mode="text")] == ["apples.txt"]
 
 
 def test_a_collection_with_nothing_in_it_says_what_to_do(pipeline):

@@ -28,6 +28,9 @@ ATTEMPTS = 3
 SPARE = 10
 FURTHER, FARTHEST = 10, 1000
 
+# The longest question, in characters: more than embedding models read, and not too many for the 1 MB of a tsvector.
+LONGEST_QUESTION = 50_000
+
 # A letter or digit: what follows one at once opens no quotation (a 3" bolt). Not in Chinese, Japanese and Korean, which
 # have no spaces.
 LETTER = r"[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
@@ -95,6 +98,8 @@ class Searcher:
         question = normalise(query)  # as the documents are
         if not question.strip():
             raise UsageError("the question is empty: ask something")
+        if len(question) > LONGEST_QUESTION:
+            raise UsageError(f"the question has {len(question)} characters: shorten it to {LONGEST_QUESTION}")
         if not names:
             raise UsageError("no collection is named")
         for name in names:
