@@ -211,6 +211,17 @@ def test_as_many_hits_as_there_are_come_back_though_the_rarest_word_stands_in_fe
     assert len(filtered) == 5
 
 
+def test_a_version_is_found_with_and_without_its_v(pipeline):
+    pipeline.write("with.txt", "It was mended in v4.15.26 at last, after a long time.")
+    pipeline.write("without.txt", "It was mended in 7.18.29 at last, after a long time.")
+    for number in range(20):
+        pipeline.write(f"{number}.txt", f"Numbers are 4, 15, 26 and v4, or 7, 18, 29 and v7; and {number}.")
+    pipeline.run()
+    assert pipeline.search("4.15.26", mode="text")[0].path == "with.txt"
+    assert pipeline.search("v7.18.29", mode="text")[0].path == "without.txt"
+    assert pipeline.found('"v7.18.29"') == set()
+
+
 def test_an_identifier_outranks_its_repeated_pieces(pipeline):
     pipeline.write("typed.txt", "Among many other things that this rather long page tells of there is v1.2.3 as well.")
     for number in range(4):

@@ -229,7 +229,10 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
                       sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
                       row_number() OVER (ORDER BY chunks, lexeme) AS nth
                FROM size, piece, rag.term_counts(
-                   {index}, tsvector_to_array(rag.terms(%(text_search)s::regconfig, %(query)s)))),
+                   {index}, tsvector_to_array(rag.terms(%(text_search)s::regconfig, %(query)s)) || ARRAY(
+                       -- A version, with and without its v.
+                       SELECT CASE left(name, 1) WHEN 'v' THEN substr(name, 2) ELSE 'v' || name END
+                       FROM unnest(rag.identifiers(rag.spaced(%(query)s))) AS name WHERE name ~ '^v?[0-9]+[.][0-9]'))),
            candidate AS MATERIALIZED (
                SELECT i.content_hash, i.terms || '' AS terms
                FROM (SELECT coalesce({phrases}, string_agg(query::text, ' | ')::tsquery) AS wanted FROM word
