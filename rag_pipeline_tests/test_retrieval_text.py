@@ -154,6 +154,32 @@ def test_chinese_and_identifiers_in_one_text(pipeline):
     assert pipeline.found("ORA-01555") == {"a.txt"}
 
 
+@pytest.mark.parametrize("text_search", ["simple", "english"])
+def test_one_chinese_japanese_or_korean_character_is_found_wherever_it_stands(pipeline, text_search):
+    pipeline.change(text_search=text_search)
+    for path, text in {
+        "first": "犬が好き。",
+        "last": "私の愛犬",
+        "between": "小犬座",
+        "alone": "A 犬!",
+        "none": "猫です",
+    }.items():
+        pipeline.write(f"{path}.txt", text)
+    pipeline.run()
+    for question in ("犬", "犬？", " 犬 🦔"):
+        assert pipeline.found(question) == {"first.txt", "last.txt", "between.txt", "alone.txt"}
+        assert pipeline.found(question, "hybrid") >= {"first.txt", "last.txt", "between.txt", "alone.txt"}
+    assert pipeline.found("愛犬") == {"last.txt"}
+    assert pipeline.found("鳥") == set()
+
+
+def test_a_question_without_words_is_searched_by_meaning(pipeline):
+    pipeline.write("a.txt", "A hedgehog 🦔.")
+    pipeline.run()
+    assert pipeline.found("🦔") == set()
+    assert pipeline.found("🦔", "hybrid") == pipeline.found("🦔", "vector") == {"a.txt"}
+
+
 def test_a_question_is_read_as_documents_are(pipeline, server):
     pipeline.write("a.txt", "The Café is o\ufb03cial.")
     pipeline.write("b.txt", "Cafe or cafeteria.")

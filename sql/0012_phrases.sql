@@ -20,3 +20,19 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 1000 SET search_path = pg_catal
               AND term ~ ('(^|[^[:alnum:]])' || regexp_replace(identifier, '[.+]', '\\\&', 'g') || '($|[^[:alnum:]])')))
     FROM unnest(identifiers) AS identifier
 $$;
+
+-- In how many chunks of an index these words are. Chinese, Japanese and Korean are indexed by pairs of characters: for a question of
+-- one character the pairs that have it count as its words, the hundred that stand in most chunks.
+CREATE OR REPLACE FUNCTION rag.term_counts(index_id bigint, terms text[]) RETURNS TABLE (lexeme text, chunks bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT (rag.owns_data() OR index_id = ANY (rag.allowed_indexes())) THEN
+        RETURN;
+    END IF;
+    IF cardinality($2) = 1 AND char_length($2[1]) = 1 AND rag.has_cjk($2[1]) THEN
+        RETURN QUERY SELECT t.term, t.chunks FROM rag.index_term t WHERE t.index_id = $1 AND strpos(t.term, $2[1]) > 0
+                     ORDER BY t.chunks DESC, t.term LIMIT 100;
+    ELSE
+        RETURN QUERY SELECT t.term, t.chunks FROM rag.index_term t WHERE t.index_id = $1 AND t.term = ANY ($2);
+    END IF;
+END $$;
