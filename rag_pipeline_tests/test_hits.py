@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag_pipeline.core import ranking
 from rag_pipeline.core.hits import MERGED_TOKENS, AlsoIn, Hit, distinct, fuse, merge
 from rag_pipeline.core.retrieval import MODES, Searcher
 from rag_pipeline_tests.pipelines import Pipeline
@@ -152,6 +153,17 @@ def test_more_near_identical_documents_than_are_read_at_first_give_way_too(pipel
     pipeline.run()
     paths = [h.path[:5] for h in pipeline.search("marmot marmot marmot", 4, mode)]
     assert sorted(paths) == ["copy" + paths[0][4], *["other"] * 3]
+
+
+def test_near_identical_documents_with_the_rarest_word_give_way_to_those_without_it(pipeline, monkeypatch):
+    monkeypatch.setattr(ranking, "CANDIDATES", 3)
+    pipeline.change(chunk_tokens=256)
+    for number in range(7):
+        pipeline.write(f"copy{number}.txt", varied(50) + f" {number} xylophone")
+    for number in range(8):
+        pipeline.write(f"other{number}.txt", f"The marmot {number}.")
+    pipeline.run()
+    assert [h.path[:4] for h in pipeline.search("xylophone marmot", 4, "text")] == ["copy", *["othe"] * 3]
 
 
 def test_what_is_enough_is_read_once(pipeline, monkeypatch):

@@ -161,16 +161,16 @@ class Searcher:
     ) -> list[Hit] | None:
         """The hits as one snapshot has them; None when one of the indexes is not the active one in it."""
         self.connection.settings["hnsw.ef_search"] = str(min(1000, max(k + SPARE, DEPTH)))
-        limit = k + SPARE
+        least, limit = k, k + SPARE
         with self.connection.transaction():
             while True:
-                rankings = self._rankings(searched, query, k, limit, mode, condition(filters))
+                rankings = self._rankings(searched, query, least, limit, mode, condition(filters))
                 if rankings is None:
                     return None
                 hits, number = distinct(rankings[0] if len(rankings) == 1 else fuse(rankings), k)
-                if number == k or limit >= FARTHEST or all(len(ranking) < limit for ranking in rankings):
+                if number == k or limit >= FARTHEST or all(len(ranking) < least for ranking in rankings):
                     break
-                limit = min(FURTHER * limit, FARTHEST)
+                least = limit = min(FURTHER * limit, FARTHEST)
             require_fields(self.connection, [index.collection for index, _ in searched], filters)
             return merge(hits, self._text) if merged else hits
 
@@ -178,12 +178,13 @@ class Searcher:
         self,
         searched: Sequence[tuple[VectorIndex, Question | None]],
         query: str,
-        k: int,
+        least: int,
         limit: int,
         mode: str,
         passes: Condition,
     ) -> list[list[Hit]] | None:
-        """The `limit` best hits of each collection; None when one of the indexes is not the active one."""
+        """The `limit` best hits of each collection, `least` where there are; None when one of the indexes is not the
+        active one."""
         rankings = []
         for index, question in searched:
             wanted = Wanted(
@@ -195,22 +196,22 @@ class Searcher:
                 condition=passes,
                 limit=limit,
             )
-            ranking = self._rank(index, wanted, k)
+            ranking = self._rank(index, wanted, least)
             if ranking is None:
                 self._indexes.clear()
                 return None
             rankings.append(ranking)
         return rankings
 
-    def _rank(self, index: VectorIndex, wanted: Wanted, k: int) -> list[Hit] | None:
-        """The best hits of one collection, exactly where the graph or the rarest words do not come up with k; None
-        where the index is not its active one."""
+    def _rank(self, index: VectorIndex, wanted: Wanted, least: int) -> list[Hit] | None:
+        """The best hits of one collection, exactly where the graph or the rarest words come up with fewer than `least`;
+        None where the index is not its active one."""
         with self.connection.cursor(row_factory=dict_row) as cursor:
             parameters = wanted.parameters(index)
             rows = cursor.execute(statement(index, wanted), parameters).fetchall()
             if not rows and not self._is_active(index):
                 return None
-            if len(rows) < k:
+            if len(rows) < least:
                 rows = cursor.execute(statement(index, wanted, exact=True), parameters).fetchall()
         return [_hit(rank, index.collection, row) for rank, row in enumerate(rows, 1)]
 
