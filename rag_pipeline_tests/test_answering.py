@@ -2,15 +2,17 @@
 
 import itertools
 import re
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rag_pipeline.core.answering import answer, stream_answer
+from rag_pipeline.core.citations import ReplyCheck
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import chat_model
-from rag_pipeline.core.prompting import NO_ANSWER
+from rag_pipeline.core.prompting import NO_ANSWER, make_prompt
 from rag_pipeline.core.quoting import MOST_SENTENCES, best_sentences
 from rag_pipeline.core.tokens import count_tokens
 from rag_pipeline_tests.chats import Writes, hits
@@ -186,7 +188,20 @@ def test_a_generated_answer_has_the_sources_it_cites_and_its_price():
         ("Yes [7-9999].", "Yes.", [], 1),
         ("Yes [passage 1][Passages 2 - 3].", "Yes [1][2][3].", [1, 2, 3], 0),
         ("Yes【1】 【9】.", "Yes[1].", [1], 1),
+        ("Yes [1 and 2], [1, and 9].", "Yes [1][2], [1].", [1, 2], 1),
+        ("Yes [1, passage 2] [passages 1 and 99].", "Yes [1][2] [1].", [1, 2], 1),
+        ("Yes [source 1] [Sources: 2, 9] [document #3].", "Yes [1] [2] [3].", [1, 2, 3], 1),
+        ("Yes 【1†source】【4:0†source】.", "Yes [1].", [1], 1),
+        ("Yes ［1］ [２] ［９］.", "Yes [1] [2].", [1, 2], 1),
+        ("Yes [^1] [#2] [**3**] [^9^] [#9] [**9**].", "Yes [1] [2] [3].", [1, 2, 3], 3),
+        (r"Yes \[1\] \[9\].", "Yes [1].", [1], 1),
+        ("Yes [1: 1.md] [2, page 3] [3 (Guide)] [9: 9.md].", "Yes [1] [2] [3].", [1, 2, 3], 1),
+        ("Yes [1](1.md) [2]( 2.md 'Two').", "Yes [1] [2] 'Two').", [1, 2], 0),
+        ("是[1]。否[9]。", "是[1]。否。", [1], 1),
+        ("Yes [4] [12] [99] [12345] [passage 2024] [1, 2024].", "Yes [1].", [1], 6),
         ("Yes [x] [1a] [].", "Yes [x] [1a] [].", [], 0),
+        ("At [10:30] [Section 1] [0.5, 1] [1/2].", "At [10:30] [Section 1] [0.5, 1] [1/2].", [], 0),
+        ("In [2024] and [1999-2001] [1].", "In [2024] and [1999-2001] [1].", [1], 0),
         ("Yes [" + "9" * 5000 + "].", "Yes [" + "9" * 5000 + "].", [], 0),
         ("No citation at all.", "No citation at all.", [], 0),
     ],
@@ -195,6 +210,36 @@ def test_citations_of_what_was_not_given_are_dropped_and_counted(written, text, 
     result = answer("How?", hits(*PASSAGES), Writes(written))
     assert (result.text, [source.citation for source in result.sources]) == (text, cited)
     assert result.citations_dropped == dropped
+
+
+@pytest.mark.parametrize(
+    ("written", "cited"),
+    [
+        ("Use argv[1] and argv[0], too [2].", [2]),
+        ("Use argv[0], later argv[1] [2].", [2]),
+        ("Use cells[1][0] and cells[1, 7] [2].", [2]),
+        # A word that no number but a passage's stands behind.
+        ("Ten days[1]. At noon[2, 3].", [1, 2, 3]),
+        ("Ten days[1][2].", [1, 2]),
+    ],
+)
+def test_numbers_right_behind_a_name_that_is_indexed_are_no_citations(written, cited):
+    result = answer("How?", hits(*PASSAGES), Writes(written))
+    assert (result.text, [source.citation for source in result.sources]) == (written, cited)
+    assert result.citations_dropped == 0
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    ["a", "](a", "[1](a", "[1", "[1] ", "[1, ", "[", ".", "]( ", "`` `", "//a", "argv[1]", f"{NO_ANSWER} ", ". "],
+)
+@pytest.mark.parametrize("size", [3, 300_000])
+def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size):
+    # Were each position compared with all that follow, any of these would take many minutes.
+    check = ReplyCheck(make_prompt("How?", hits(*PASSAGES), Writes("").model))
+    reply = repeated * (150_000 // len(repeated))
+    shown = "".join(check.feed(reply[at : at + size]) for at in range(0, len(reply), size)) + check.finish()
+    assert shown == check.text
 
 
 @pytest.mark.parametrize(
@@ -222,7 +267,17 @@ def test_what_the_model_says_instead_of_an_answer_counts_in_any_case_at_the_begi
     assert told.text == "At noon [3]. The day is not in the passages."
 
 
-@pytest.mark.parametrize("written", [NO_ANSWER, f"{NO_ANSWER}.", f"  {NO_ANSWER} [1]", f"**{NO_ANSWER}** [1]", "[17]"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        NO_ANSWER,
+        f"{NO_ANSWER}.",
+        f"  {NO_ANSWER} [1]",
+        f"**{NO_ANSWER}** [1]",
+        f"{NO_ANSWER}: they tell of the canteen only.",
+        "[17]",
+    ],
+)
 def test_a_model_that_finds_nothing_has_not_answered(written):
     result = answer("How?", hits(*PASSAGES), Writes(written))
     assert (result.answered, result.sources) == (False, ())
@@ -235,6 +290,10 @@ def test_a_model_that_finds_nothing_has_not_answered(written):
     [
         (f"Ten days [1]. The colour: {NO_ANSWER}.", "Ten days [1]. The colour: the documents do not say.", True),
         (f"Sorry: {NO_ANSWER}", "Sorry: the documents do not say", False),
+        # What begins with these words and goes on to answer is no refusal.
+        ("Not in the passages of the main text, but at noon [3].",) * 2 + (True,),
+        (f"{NO_ANSWER}, but at noon [3].", "The documents do not say, but at noon [3].", True),
+        (f"{NO_ANSWER}. {'So it is. ' * 30}", f"The documents do not say. {'So it is. ' * 30}".strip(), False),
     ],
 )
 def test_what_a_model_does_not_find_is_said_in_words(written, text, answered):
@@ -248,6 +307,7 @@ def test_what_a_model_does_not_find_is_said_in_words(written, text, answered):
         ("Send `argv[7]` [1].", "Send `argv[7]` [1]."),
         ("```\na[9] = 1\n``` [1]", "```\na[9] = 1\n``` [1]"),
         ("It `never ends [9] [1].", "It `never ends [1]."),
+        ("``a `[9]` [9]`` [1] [9]", "``a `[9]` [9]`` [1]"),
     ],
 )
 def test_what_stands_in_code_is_no_citation(written, text):
@@ -310,7 +370,8 @@ written = st.lists(
     st.sampled_from(
         ["word", " ", "\n", "[1]", "[2", "]", "[", ", 9", "[9]", "1", "(", ")", "http", "://", "evil.org", "`", "```",
          NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a", "Not in the ", "passages", "//", "www.",
-         "HTTPS:", "-3]", "[passage", "【", "】", "<", "\\\\", "5"]
+         "HTTPS:", "-3]", "[passage", "【", "】", "<", "\\\\", "5", "\\", "†source", " and ", "^", ": a", "[2024]",
+         "argv[0]", "argv[1]", "４", "［", "](", "\\[9\\]", "long words " * 20]
     ),
     max_size=25,
 ).map("".join)  # fmt: skip
@@ -323,12 +384,15 @@ def test_a_stream_shows_what_the_whole_reply_would_however_it_is_split(written, 
     cuts = sorted({0, *cuts, 60})
     parts = [*(written[start:end] for start, end in itertools.pairwise(cuts)), written[60:], " x"]
     passages = hits("See https://docs.org/a.", "Two.")
-    stream = stream_answer("How?", passages, Writes(parts))
-    shown = list(stream)
+    # The key of the prompt, or else a short address might stand in that of the one and not of the other.
+    with mock.patch("rag_pipeline.core.prompting.secrets.token_hex", lambda size: "key"):
+        stream = stream_answer("How?", passages, Writes(parts))
+        shown = list(stream)
+        whole = answer("How?", passages, Writes(written + " x"))
     assert "".join(shown) == stream.answer.text
-    assert stream.answer == answer("How?", passages, Writes(written + " x"))
-    code_left_out = re.sub(r"```(?s:.*?)```|`[^`\n]*`", "", stream.answer.text)
-    assert "[9]" not in code_left_out
+    assert stream.answer == whole
+    code_left_out = re.sub(r"```(?s:.*?)```|``(?!`)(?:[^`\n]|`(?!`))+``|`[^`\n]*`", "", stream.answer.text)
+    assert "[9]" not in re.sub(r"\w(\[[\d, -]+\])+", "", code_left_out)
     assert "http://evil" not in code_left_out
 
 

@@ -8,12 +8,29 @@ from rag_pipeline.core.prompting import NO_ANSWER, Prompt
 
 # What stands for the model's own words when they come in the middle of a reply.
 DO_NOT_SAY = "the documents do not say"
+# A reply that begins with these words is still no answer when no more than this follows them, and cites nothing.
+LONGEST_REFUSAL = 200
 
-# [1], and what some models write for it and for [1][2]: [1, 2], [1-2], [passage 1], 【1】; a link behind it is no part
-# of a citation.
-_RANGE = r"[0-9]{1,4}(?:\s*[-–—]\s*[0-9]{1,4})?"
-_NUMBERS = rf"\s*(?:[Pp]assages?\s+)?{_RANGE}(?:\s*[,;]\s*{_RANGE})*\s*"
-_CITATIONS = rf"(?:[\[【]{{1,3}}{_NUMBERS}[\]】]{{1,3}}(?:\([^)\s]*\))?)"
+# [1], and what some models write for it and for [1][2], in brackets of any kind: [1, 2], [1 and 2], [1-3], [passage 1],
+# [^1], [**1**], \[1\], [1: guide.md], [1, page 3], 【1†source】.
+_OPEN, _CLOSE, _INSIDE = r"(?:\\?[\[【［])", r"(?:\\?[\]】］])", r"[^\[\]【】［］]"
+_MARKS = r"[\s#^*_]{0,6}"
+_LABEL = r"(?i:passages?|sources?|documents?|docs?|references?|refs?|citations?)[\s.:#^*_-]{0,4}"
+_ITEM = rf"{_MARKS}(?:{_LABEL})?\d{{1,9}}(?:\s{{0,6}}[-–—]\s{{0,6}}\d{{1,9}})?{_MARKS}"
+_ITEMS = rf"{_ITEM}(?:(?:[,;&]\s?(?:and\b)?|and\b){_ITEM})*"
+_REMARK = rf"(?:(?::(?!\d)|(?::\d+)?†|\(|,\s?p(?:p?\.|ages?\b)){_INSIDE}*)?"
+# What is held back while it may become one has to hold the longest: up to its first digit, and from there.
+_LONGEST, _TO_DIGIT = 240, 20
+_CITATION = rf"(?:{_OPEN}{{1,3}}(?={_INSIDE}{{1,{_LONGEST}}}[\]】］]){_ITEMS}{_REMARK}{_CLOSE}{{1,3}})"
+_PARTS = re.compile(rf"{_OPEN}{{1,3}}({_ITEMS})({_REMARK}){_CLOSE}{{1,3}}")
+# What programs write behind a name: argv[1], cells[0][2].
+_INDEX = re.compile(r"(?:\[[\d\s,;–—-]+\])+")
+_NAME = re.compile(r"[A-Za-z0-9_]*\Z")
+_LONGEST_NAME = 60
+
+# Where a Markdown link leads ends where another may begin, so that no text is gone through twice.
+_TARGET = r"(?:[^)\s\]]|\](?!\())++"
+_TARGET_ENDS = r"""\s*\)|\s+["'(]|\]\("""
 # With its scheme, with that of the page it is shown in, or with the name that programs take for an address.
 _HOST = r"[\w.@:-]*\.\w"
 _ADDRESS = rf"""(?:(?i:https?|ftp|wss?):[/\\]{{2}}|//(?={_HOST})|(?i:www)\.(?=\w))[^\s<>"'`)\]]*"""
@@ -24,22 +41,24 @@ def _pieces(begun: bool) -> re.Pattern:
     """What has to be looked at as a whole; with `begun` also what reaches the end and may be the beginning of that."""
     unfinished = (
         "|".join(f"(?i:{re.escape(NO_ANSWER[:length])})" for length in range(1, len(NO_ANSWER))),
-        rf"[ ]?{_CITATIONS}*[\[【]{{1,3}}[\w\s,;–—-]{{0,40}}(?:[\]】]{{1,3}}(?:\([^)\s]*)?)?",
-        r"\](?:\(\s*[^)\s]*\s*)?",
-        r"[A-Za-z]+(?::[/\\]?|\.)?",
-        r"//[\w.@:-]*",
+        rf"[ ]?{_CITATION}+\(\s*(?:{_TARGET}\s*)?",
+        rf"[ ]?{_CITATION}*(?:{_OPEN}{{1,3}}(?:(?!\d){_INSIDE}){{0,{_TO_DIGIT}}}(?:\d{_INSIDE}{{0,{_LONGEST}}})?)?\\?",
+        rf"\](?:\(\s*(?:{_TARGET}\s*)?)?",
+        # The longest name of a scheme is https.
+        r"[A-Za-z]{1,5}(?::[/\\]?|\.)?",
+        r"/(?:/[\w.@:-]*)?",
         _ADDRESS,
-        r"[\W_]+",
     )
     or_begun = "|".join(rf"(?:{form})\Z" for form in unfinished) + "|" if begun else ""
     or_end = r"|\Z" if begun else ""
     return re.compile(
         rf"""{or_begun}
-             (?P<code> ```(?s:.*?)(?:```{or_end}) | `[^`\n]*(?:`{or_end}) )
+             (?P<code> ```(?s:.*?)(?:```{or_end}) | ``(?!`)(?:[^`\n]|`(?!`))++(?:``{or_end}) | `[^`\n]*(?:`{or_end}) )
            | (?P<marker> (?i:{re.escape(NO_ANSWER)}) )
-           | (?P<space> [ ]?) (?P<citations> {_CITATIONS}+)
+           # A link behind it is no part of a citation.
+           | (?P<space> [ ]?) (?P<citations> {_CITATION}+) (?:\(\s*(?:{_TARGET})?(?:\s*\)|(?={_TARGET_ENDS})))?
            # Where a Markdown link or image leads, and an address that stands by itself.
-           | \]\(\s* (?P<target> [^)\s]+) (?=\s*\)|\s+["'(])
+           | \]\(\s* (?P<target> {_TARGET}) (?={_TARGET_ENDS})
            | (?P<address> {_ADDRESS}(?<![.,;:!?]) )""",
         re.VERBOSE,
     )
@@ -50,16 +69,26 @@ class ReplyCheck:
 
     A citation that names no passage is dropped and counted. So is the address of a link or image that stands neither
     in a passage nor in the question: one that was made up may carry what the model has read to wherever it leads.
-    What stands in code (between backticks) is code and left alone.
+    What stands in code (between backticks) is code and left alone; so are years, and numbers in brackets right behind a
+    name when one of them names no passage: an index.
     """
 
     def __init__(self, prompt: Prompt):
         self.text = ""
-        self.cited: list[int] = []
         self.citations_dropped = 0
         self._prompt = prompt
         self._pending = self._held = ""
-        self._none_found = self._some_missing = False
+        self._looked_at = 0
+        self._said = self._refuses = self._some_missing = False
+        # Each number with the name it stands right behind, and the names that are indexed.
+        self._named: list[tuple[str, int]] = []
+        self._indexed: set[str] = set()
+
+    @property
+    def cited(self) -> list[int]:
+        """The passages, in the order they are cited. The numbers behind a name that is also indexed by what is no
+        passage cite none."""
+        return list(dict.fromkeys(number for name, number in self._named if name not in self._indexed))
 
     @property
     def answered(self) -> bool:
@@ -69,7 +98,12 @@ class ReplyCheck:
     def feed(self, part: str) -> str:
         """What may be shown now; the rest waits for what comes after it."""
         self._pending += part
-        return self._show(hold=True)
+        # What waits is looked at again when it has grown by a quarter, so that long waits are not dearer by the part.
+        if 4 * (len(self._pending) + len(self._held)) < 5 * self._looked_at:
+            return ""
+        shown = self._show(hold=True)
+        self._looked_at = len(self._pending) + len(self._held)
+        return shown
 
     def finish(self) -> str:
         """What is still to be shown when the reply has ended."""
@@ -82,43 +116,82 @@ class ReplyCheck:
             at = piece.start()
             if hold and piece.end() == len(self._pending):
                 break
-            self._none_found |= piece["marker"] is not None and not re.search(r"\w", self.text + shown)
-            shown += self._checked(piece)
+            shown += self._checked(piece, shown)
             at = piece.end()
         else:
             shown += self._pending[at:]
             at = len(self._pending)
         self._pending = self._pending[at:]
-        if self._none_found:
+        if self._refuses and self._refusal(shown):
+            self._held = shown
             return ""
+        self._refuses = False
         if not self.text:
             shown = shown.lstrip()
         # White space waits for what follows it, and signs at the beginning for a word.
-        visible = shown.rstrip() if not hold or re.search(r"\w", self.text + shown) else ""
+        visible = shown.rstrip() if not hold or self.text or re.search(r"\w", shown) else ""
         self._held = shown[len(visible) :]
         self.text += visible
         return visible
 
-    def _checked(self, piece: re.Match) -> str:
-        if piece["marker"] == NO_ANSWER or self._none_found:
-            self._some_missing = True
-            return DO_NOT_SAY
+    def _refusal(self, shown: str) -> bool:
+        """Whether a reply that begins with the words for it says no more than that there is no answer."""
+        behind = re.split(rf"(?i:{re.escape(NO_ANSWER)}|{DO_NOT_SAY})", shown, maxsplit=1)[1].rstrip()
+        return len(behind) <= LONGEST_REFUSAL and not (self._named and re.search(r"[^\W\d_]", behind))
+
+    def _checked(self, piece: re.Match, before: str) -> str:
+        if piece["marker"]:
+            begins = not self._said and not self.text and not re.search(r"\w", before)
+            self._said = True
+            self._refuses |= begins
+            self._some_missing |= begins or piece["marker"] == NO_ANSWER
+            instead = DO_NOT_SAY.capitalize() if begins else DO_NOT_SAY
+            return instead if piece["marker"] == NO_ANSWER else piece["marker"]
         if piece["citations"]:
-            lists = re.findall(rf"[\[【]({_NUMBERS})[\]】]", piece["citations"])
-            numbers = [number for listed in lists for number in self._numbers(listed)]
-            kept = [number for number in numbers if 1 <= number <= len(self._prompt.passages)]
-            self.cited += (number for number in dict.fromkeys(kept) if number not in self.cited)
-            self.citations_dropped += len(numbers) - len(kept)
+            near = (self.text[-_LONGEST_NAME:] + before[-_LONGEST_NAME:])[-_LONGEST_NAME:]
+            name = "" if piece["space"] else _NAME.search(near)[0]
+            if name and _INDEX.fullmatch(piece["citations"]):
+                return self._behind(name, piece["citations"])
+            kept = _PARTS.sub(self._cited, piece["citations"])
             # What is left out must not join its neighbours to what would have been left out too.
-            joins = re.match(r"[^\s.,;!?)]", piece.string[piece.end() :])
-            return piece["space"] + "".join(f"[{number}]" for number in kept) if kept else " " if joins else ""
+            joins = re.match(r"[^\s.,;!?)。，、；！？）]", piece.string[piece.end() :][:1])
+            return piece["space"] + kept if kept else " " if joins else ""
         for address in (piece["target"], piece["address"]):
             if address and address.strip("<>") not in self._prompt.text:
                 return "](…" if piece["target"] else "…"
         return piece[0]
 
+    def _behind(self, name: str, brackets: str) -> str:
+        """Numbers right behind a name, as they stand: citations or an index, which later ones may tell."""
+        numbers = [number for listed, _ in _PARTS.findall(brackets) for number in self._numbers(listed)]
+        if all(map(self._is_passage, numbers)):
+            self._named += ((name, number) for number in numbers)
+        else:
+            self._indexed.add(name)
+        return brackets
+
+    def _cited(self, bracket: re.Match) -> str:
+        """The citations of one bracket as they are to be; a bracket of nothing but years as it is."""
+        listed, remark = bracket.groups()
+        numbers = list(self._numbers(listed))
+        if not remark and not re.search(r"[^\W\d_]", listed) and all(map(self._is_year, re.findall(r"\d+", listed))):
+            return bracket[0]
+        if re.match(r":\d", remark):
+            # 【4:0†source】 names a file of another list than ours.
+            numbers = [0]
+        kept = [number for number in numbers if self._is_passage(number)]
+        self._named += (("", number) for number in kept)
+        self.citations_dropped += len(numbers) - len(kept)
+        return "".join(f"[{number}]" for number in kept)
+
+    def _is_passage(self, number: int) -> bool:
+        return 1 <= number <= len(self._prompt.passages)
+
+    def _is_year(self, digits: str) -> bool:
+        return len(digits) == 4 and 1000 <= int(digits) < 3000 and not self._is_passage(int(digits))
+
     def _numbers(self, listed: str) -> Iterator[int]:
         """The numbers of a list, those of a range each; all that a range has beyond the passages are one."""
-        for first, last in re.findall(r"([0-9]+)(?:\s*[-–—]\s*([0-9]+))?", listed):
+        for first, last in re.findall(r"(\d+)(?:\s*[-–—]\s*(\d+))?", listed):
             low, high = sorted((int(first), int(last or first)))
             yield from range(low, max(low, min(high, len(self._prompt.passages) + 1)) + 1)
