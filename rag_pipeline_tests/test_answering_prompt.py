@@ -62,28 +62,40 @@ def test_the_prompt_leaves_room_for_the_completion(contents, question, context):
     assert fenced(prompt)[1] == [
         f"{hit.path} > Guide (page {hit.page})\n\n{hit.content}" for hit in prompt.passages
     ]  # fmt: skip
-    whole = [hit for hit in prompt.passages if hit in found.hits]
-    assert [hit.rank for hit in whole] == sorted(hit.rank for hit in whole)
-    if not whole:
-        (cut,) = prompt.passages
-        assert found[0].content.startswith(cut.content)
-        assert (cut.start, cut.end) == (found[0].start, found[0].start + len(cut.content))
+    ranks = [passage.rank for passage in prompt.passages]
+    assert ranks == sorted(set(ranks))
+    assert ranks[0] == 1
+    for passage in prompt.passages:
+        hit = found[passage.rank - 1]
+        assert passage == hit or hit.content.startswith(passage.content)
+        assert (passage.start, passage.end) == (hit.start, hit.start + len(passage.content))
 
 
-def test_a_hit_that_does_not_fit_is_left_out_and_smaller_ones_are_not():
-    prompt = make_prompt("How?", hits("first " * 100, "second " * 2000, "third " * 100), model(1200))
-    assert [hit.rank for hit in prompt.passages] == [1, 3]
+def test_the_best_hits_are_given_whatever_their_length_and_the_last_of_them_cut():
+    found = hits("First. " * 100, "All that is known stands here. " * 1000, "Third. " * 100)
     chat = Writes("Yes [1][2][3].", context_tokens=1200)
-    result = answer("How?", hits("first " * 100, "second " * 2000, "third " * 100), chat)
-    assert [(source.citation, source.path) for source in result.sources] == [(1, "1.md"), (2, "3.md")]
+    result = answer("How?", found, chat)
+    first, second = result.sources
+    assert first.content == found[0].content
+    assert second.content.endswith("stands here.")
+    assert found[1].content.startswith(second.content)
+    assert (second.start, second.end) == (20, 20 + len(second.content))
+    assert 200 < count_tokens(second.content) < 600
+    assert f"\n\n{second.content}\n</passage-" in chat.prompts[0]
     assert result.citations_dropped == 1
 
 
-def test_a_hit_larger_than_the_context_is_cut_at_a_word_and_its_source_says_so():
-    content = "All that is known. " * 2000
+def test_a_hit_of_which_hardly_anything_would_fit_is_left_out_and_smaller_ones_are_not():
+    room = 1200 - 300 - MESSAGES_TOKENS - count_tokens(INSTRUCTIONS.replace("KEY", "0123456789ab"))
+    prompt = make_prompt("How?", hits("first " * (room - 130), "second " * 2000, "third " * 5), model(1200))
+    assert [hit.rank for hit in prompt.passages] == [1, 3]
+
+
+def test_a_hit_larger_than_the_context_is_cut_at_a_word_where_no_sentence_ends():
+    content = "All that is known " * 2000
     result = answer("How?", hits(content), Writes("Yes [1].", context_tokens=1000))
     (source,) = result.sources
-    assert source.content.endswith(("All", "that", "is", "known."))
+    assert source.content.endswith(("All", "that", "is", "known"))
     assert content.startswith(source.content)
     assert (source.start, source.end) == (10, 10 + len(source.content))
     assert 300 < count_tokens(source.content) < 700
@@ -91,7 +103,7 @@ def test_a_hit_larger_than_the_context_is_cut_at_a_word_and_its_source_says_so()
 
 def test_a_large_context_is_not_filled_for_its_own_sake():
     prompt = make_prompt("How?", hits(*["word " * 5000] * 9), model(1_000_000))
-    assert len(prompt.passages) == 3
+    assert len(prompt.passages) == 4
     assert count_tokens(prompt.text) < MOST_PASSAGE_TOKENS + 100
 
 

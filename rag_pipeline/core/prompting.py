@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+from rag_pipeline.core.boundaries import sentences
 from rag_pipeline.core.errors import UsageError
 from rag_pipeline.core.models import ChatModel
 from rag_pipeline.core.retrieval import Hit
@@ -44,7 +45,8 @@ class Prompt:
 def make_prompt(question: str, hits: Sequence[Hit], model: ChatModel) -> Prompt:
     """The question after as many hits as fit beside it and the completion, best first.
 
-    A hit that does not fit is left out; only when none fits, the first is cut, and its span says what is given.
+    A hit that does not fit whole is cut to what is left, and its span says what is given; what then would hardly say
+    anything is left out.
     Raises UsageError for a question that leaves no room.
     """
     key = _key(question, hits)
@@ -57,9 +59,9 @@ def make_prompt(question: str, hits: Sequence[Hit], model: ChatModel) -> Prompt:
             f"{model.name} reads {model.context_tokens} tokens, which leaves no room for passages beside this question "
             "of {}: ask a shorter one, or set RAG_CHAT_MODEL to a model that reads more".format(count_tokens(question))
         )
-    passages = list(_fitting(hits, key, room)) or [_cut(hits[0], room - _tokens(1, replace(hits[0], content=""), key))]
+    passages = tuple(_fitting(hits, key, room))
     text = "\n".join(_fenced(number, hit, key) for number, hit in enumerate(passages, 1))
-    return Prompt(instructions, f"{text}\n{asked}", tuple(passages))
+    return Prompt(instructions, f"{text}\n{asked}", passages)
 
 
 def _key(question: str, hits: Sequence[Hit]) -> str:
@@ -84,19 +86,28 @@ def _tokens(number: int, hit: Hit, key: str) -> int:
 def _fitting(hits: Sequence[Hit], key: str, room: int) -> Iterator[Hit]:
     number = 1
     for hit in hits:
-        tokens = _tokens(number, hit, key)
-        if tokens <= room:
-            room -= tokens
-            number += 1
-            yield hit
+        if _tokens(number, hit, key) > room:
+            hit = _cut(number, hit, key, room)
+            if number > 1 and hit.tokens < LEAST_PASSAGE_TOKENS:
+                continue
+        room -= _tokens(number, hit, key)
+        number += 1
+        yield hit
 
 
-def _cut(hit: Hit, room: int) -> Hit:
-    """The beginning of a hit that has no more than so many tokens, up to the end of a word where there is one."""
+def _cut(number: int, hit: Hit, key: str, room: int) -> Hit:
+    """The beginning of a hit that fits, up to the end of a sentence, or of a word, where there is one."""
     counter = TokenCounter(hit.content)
-    ends = (counter.reach(0, estimate) for estimate in count(max(room, 0), -1))
-    end = next(end for end in ends if end == 0 or counter.count(0, end) <= room)
-    space = re.search(r"\s\S*\Z", hit.content[: end + 1])
-    if end < len(hit.content) and space and space.start() > end // 2:
-        end = space.start()
-    return replace(hit, end=hit.start + end, tokens=counter.count(0, end), content=hit.content[:end])
+
+    def until(end: int) -> Hit:
+        return replace(hit, end=hit.start + end, tokens=counter.count(0, end), content=hit.content[:end])
+
+    most = max(0, room - _tokens(number, until(0), key))
+    ends = (max(0, counter.reach(0, estimate)) for estimate in count(most, -1))
+    end = next(end for end in ends if end == 0 or _tokens(number, until(end), key) <= room)
+    text = hit.content[: end + 1]
+    for boundaries in (sentences(text, 0, len(text)), (space.start() for space in re.finditer(r"\s+", text))):
+        last = max((len(text[:boundary].rstrip()) for boundary in boundaries if boundary <= end + 1), default=0)
+        if end // 2 < last <= end:
+            return until(last)
+    return until(end)
