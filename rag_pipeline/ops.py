@@ -38,20 +38,20 @@ class Asked(Config):
 @op(out=Out(Hits, io_manager_key="in_memory", description="The passages, best first."))
 def retrieve(config: Asked, rag: ResourceParam[Rag]) -> Hits:
     """The passages that have most to do with the question."""
-    with _one_line():
+    with one_line():
         return rag.retrieve(config.collection.split(","), config.question, config.k)
 
 
 @op(out=Out(Answer, io_manager_key="in_memory", description="The answer and its sources."))
 def generate(hits: Hits, rag: ResourceParam[Rag]) -> Output[Answer]:
     """An answer from these passages alone, with a citation for everything it says."""
-    with _one_line():
+    with one_line():
         answer = rag.generate(hits)
     return Output(answer, metadata=_metadata(answer))
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def one_line() -> Iterator[None]:
     """A failure that a person can put right as the one line that says how; trying again would not help."""
     try:
         yield

@@ -97,6 +97,7 @@ def test_questions_are_read_from_json_lines():
         (b"Why?", "no JSON object"),
         (b'["Why?"]', "no JSON object"),
         (b"\xff\xfe", "no JSON object in UTF-8"),
+        (b"[" * 200_000, "no JSON object in UTF-8"),
         (b'{"sources": ["a"]}', '"question" is no text'),
         (b'{"question": " ", "sources": ["a"]}', '"question" is no text'),
         (b'{"question": "Why?"}', '"sources" are no list'),
@@ -153,6 +154,21 @@ def test_a_collection_is_evaluated_through_its_own_search(fruit):
     assert (evaluation.hit_rate, evaluation.mrr, evaluation.ndcg) == (0.666667, 0.666667, 0.666667)
     assert evaluation.without_source == ("q1",)
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_source_counts_however_many_documents_have_its_content(fruit):
+    for number in range(30):
+        fruit.write(f"copies/{number:02}.txt", "Quinces grow in gardens, and are boiled.")
+    fruit.write("other.txt", "Nobody boils what is no quince.")
+    fruit.run()
+    questions = [
+        KnownQuestion("quinces grow in gardens", frozenset({f"copies/{number:02}.txt"}), str(number))
+        for number in (0, 20, 29)
+    ] + [KnownQuestion("quinces grow in gardens", frozenset({"apples.txt"}), "other")]
+    (hit,) = fruit.rag.search("docs", "quinces grow in gardens", k=1, mode="text")
+    assert len(hit.also_in.paths) < hit.also_in.count == 29
+    evaluation = fruit.rag.evaluate("docs", questions, k=1, mode="text")
+    assert (evaluation.hit_rate, evaluation.mrr, evaluation.ndcg) == (0.75, 0.75, 0.75)
 
 
 def test_a_search_that_fell_back_to_words_is_not_measured_as_what_it_is_not(fruit, server):

@@ -180,6 +180,14 @@ def test_retrieval_is_measured_and_compared_with_the_best_measurement_of_the_sam
         assert checked(result)[0]
 
 
+def test_questions_that_cannot_be_read_fail_the_run_with_one_line(indexed, handbook):
+    (handbook / "questions.jsonl").write_text('{"question": "who may fly?"}')
+    with launched(indexed, None, partition_key="handbook", asset_selection=[retrieval_quality.key]) as (result, _):
+        (failure,) = [event for event in result.all_events if event.event_type == DagsterEventType.STEP_FAILURE]
+        assert "questions.jsonl is no question" in failure.event_specific_data.user_failure_data.description
+        assert failure.event_specific_data.error.cause is None
+
+
 @pytest.mark.parametrize(
     ("hit_rate", "best", "holds"),
     [(0.1, None, True), (0.9, 0.9, True), (0.9 - LARGEST_FALL / 2, 0.9, True), (0.8, 0.9, False), (1.0, 0.9, True)],

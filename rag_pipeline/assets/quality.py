@@ -24,6 +24,7 @@ from rag_pipeline.assets.stages import pgvector_index
 from rag_pipeline.client import Rag
 from rag_pipeline.core.evaluation import KnownQuestion
 from rag_pipeline.core.files import QUESTIONS
+from rag_pipeline.ops import one_line
 from rag_pipeline.partitions import shared
 
 # How many measurements are looked back on, and by how much the hit rate may lie below the best of them.
@@ -52,13 +53,15 @@ def retrieval_quality(context: AssetExecutionContext, rag: ResourceParam[Rag]) -
     """Hit rate, MRR and nDCG at 5 of hybrid search over `questions.jsonl` at the root of the collection's source."""
     watch = Stopwatch()
     name = context.partition_key
-    questions = rag.questions(name)
+    with one_line():
+        questions = rag.questions(name)
     if not questions:
         found = AssetCheckResult(
             passed=True, description=f"{name} comes without questions: its source has no {QUESTIONS}"
         )
         return MaterializeResult(metadata={**watch.seconds(), "questions": 0}, check_results=[found])
-    evaluation = rag.evaluate(name, questions)
+    with one_line():
+        evaluation = rag.evaluate(name, questions)
     figures = {key: value for key, value in asdict(evaluation).items() if key in ("hit_rate", "mrr", "ndcg")}
     version = questions_version(questions)
     best = max(hit_rates(context.instance, name, version), default=None)

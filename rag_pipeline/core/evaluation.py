@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 
 from psycopg import Connection
@@ -50,8 +50,8 @@ def read_questions(lines: Iterable[bytes], name: str) -> list[KnownQuestion]:
         if line.strip():
             try:
                 questions.append(_question(json.loads(line.decode("utf-8-sig")), f"in line {number}"))
-            except (ValueError, TypeError) as error:
-                reason = "it is no JSON object in UTF-8" if isinstance(error, ValueError) else error
+            except (ValueError, TypeError, RecursionError) as error:
+                reason = error if isinstance(error, TypeError) else "it is no JSON object in UTF-8"
                 raise UsageError(f'line {number} of {name} is no question: {reason}: write {{"question": "...", '
                                  f'"sources": ["path", ...]}}') from None  # fmt: skip
     if not questions:
@@ -97,7 +97,7 @@ def evaluate(
         hits = searcher.search([name], known.question, k, mode)
         if hits.degraded:
             raise ProviderError(f"{hits.degraded}; measure the search by words meanwhile: --mode text")
-        figures.append(measures(hits, known, k))
+        figures.append(measures([_with_copies(searcher.connection, hit, known.sources) for hit in hits], known, k))
         progress(done, len(questions))
     published = _published(searcher.connection, name, {path for known in questions for path in known.sources})
     return Evaluation(
@@ -148,6 +148,30 @@ def _question(value: object, name: str) -> KnownQuestion:
     if page is not None and not (type(page) is int and page > 0):
         raise TypeError('its "page" is no number from 1')
     return KnownQuestion(question, frozenset(sources), str(value.get("id", name)), page)
+
+
+def _with_copies(connection: Connection, hit: Hit, sources: frozenset[str]) -> Hit:
+    """The hit, with those of the sources that have its content too among its paths: a hit names only the first."""
+    if hit.also_in.count == len(hit.also_in.paths):
+        return hit
+    copies = connection.execute(
+        """SELECT path FROM rag.document d
+           WHERE collection = %(collection)s AND path = ANY (%(sources)s) AND EXISTS (
+               SELECT FROM rag.token_chunk theirs JOIN rag.token_chunk own USING (collection, content_hash)
+               WHERE theirs.collection = d.collection AND theirs.chunk_key = d.published_chunk_key
+                 AND own.span_start = %(start)s AND own.span_end = %(end)s
+                 AND own.chunk_key = (SELECT published_chunk_key FROM rag.document
+                                      WHERE collection = %(collection)s AND path = %(path)s))""",
+        {
+            "collection": hit.collection,
+            "sources": sorted(sources),
+            "path": hit.path,
+            "start": hit.start,
+            "end": hit.end,
+        },
+    ).fetchall()
+    paths = dict.fromkeys((*hit.also_in.paths, *(path for (path,) in copies)))
+    return replace(hit, also_in=replace(hit.also_in, paths=tuple(paths)))
 
 
 def _published(connection: Connection, name: str, paths: set[str]) -> set[str]:
