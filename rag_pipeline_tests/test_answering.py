@@ -13,7 +13,7 @@ from rag_pipeline.core.citations import ReplyCheck
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import chat_model
 from rag_pipeline.core.prompting import NO_ANSWER, make_prompt
-from rag_pipeline.core.quoting import MOST_SENTENCES, best_sentences
+from rag_pipeline.core.quoting import MOST_SENTENCES, best_sentences, quotation
 from rag_pipeline.core.tokens import count_tokens
 from rag_pipeline_tests.chats import Writes, hits
 
@@ -51,7 +51,10 @@ def test_what_an_extractive_answer_quotes_stands_literally_in_the_source_it_cite
     assert 1 <= len(found) <= MOST_SENTENCES
     assert all(sentence in contents[number - 1] for number, sentence in found)
     cited = list(dict.fromkeys(number for number, _ in found))
-    assert result.text == "\n".join(f"“{sentence}” [{cited.index(number) + 1}]" for number, sentence in found)
+    assert result.text == "\n".join(f"{quotation(sentence)} [{cited.index(number) + 1}]" for number, sentence in found)
+    # Nothing that was quoted ends its quotation, or passes for a citation of ours.
+    assert re.findall(r"\[\d\]", result.text) == [f"[{cited.index(number) + 1}]" for number, _ in found]
+    assert result.text.count("“") == result.text.count("”") == len(found)
     assert [source.citation for source in result.sources] == list(range(1, len(cited) + 1))
     assert [source.content for source in result.sources] == [contents[number - 1] for number in cited]
 
@@ -92,6 +95,56 @@ max_log_files | 7 | how many are kept"""
 )
 def test_a_sentence_is_quoted_whole(question, quoted):
     assert best_sentences(question, hits(LOGS, heading=("6. Files", "6.8. Log files")))[0] == (1, quoted)
+
+
+TABLE = """Role | Vacation days
+Engineer | 30
+Cook | 25
+
+Leave after a birth:
+- Mothers: 14 weeks
+- Fathers: 2 weeks
+
+See Dr. Smith, Sect. 4 for unpaid leave, and no. 7 for the rest."""
+
+
+@pytest.mark.parametrize(
+    ("question", "quoted"),
+    [
+        # Rows are about what the columns are headed by, and the heads are no rows.
+        ("How many vacation days does an engineer have?", "Engineer | 30"),
+        ("Which role has 25 vacation days?", "Cook | 25"),
+        # A question's own words are none that an answer has to have.
+        ("How many weeks do fathers get?", "- Fathers: 2 weeks"),
+        ("What is said of unpaid leave?", "See Dr. Smith, Sect. 4 for unpaid leave, and no. 7 for the rest."),
+    ],
+)
+def test_a_row_an_item_and_a_sentence_with_abbreviations_are_found(question, quoted):
+    assert best_sentences(question, hits(TABLE, heading=()))[0] == (1, quoted)
+
+
+def test_a_row_with_figures_at_the_beginning_is_no_head_of_columns():
+    assert (
+        best_sentences("days of an engineer", hits("Engineer | 30 days\nCook | 25 days"))[0][1] == "Engineer | 30 days"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("He said “reset it” [3].", "“He said ‘reset it’ (3).” [1]"),
+        ("Reset it” [3] „here“ [1][2].", "“Reset it’ (3) ‚here‘ (1)(2).” [1]"),
+        ("Reset it by `argv[3]`.", "“Reset it by `argv[3]`.” [1]"),
+    ],
+)
+def test_what_is_quoted_neither_ends_the_quotation_nor_cites(sentence, shown):
+    assert answer("Reset it", hits(sentence), None).text == shown
+
+
+def test_what_several_passages_say_is_quoted_once():
+    same = "A password is reset on the settings page."
+    result = answer("How is a password reset?", hits(same, f"{same} Or by mail.", f"Note: x.\n\n{same}"), None)
+    assert result.text == f"“{same}” [1]"
 
 
 def test_a_heading_is_no_answer():

@@ -8,7 +8,7 @@ from rag_pipeline.core.chatting import ChatProvider
 from rag_pipeline.core.citations import ReplyCheck
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.prompting import make_prompt
-from rag_pipeline.core.quoting import best_sentences
+from rag_pipeline.core.quoting import best_sentences, quotation
 from rag_pipeline.core.retrieval import Hit, Hits
 from rag_pipeline.core.tokens import count_tokens
 
@@ -119,7 +119,9 @@ def _write(question: str, hits: Hits, chat: ChatProvider | None, *, stream: bool
         return (yield from _generate(question, hits, chat, stream=stream))
     quotes = best_sentences(question, hits)
     cited = list(dict.fromkeys(number for number, _ in quotes))
-    text = "\n".join(f"“{sentence}” [{cited.index(number) + 1}]" for number, sentence in quotes) or _no_answer(hits)
+    text = "\n".join(f"{quotation(sentence)} [{cited.index(number) + 1}]" for number, sentence in quotes) or _no_answer(
+        hits
+    )
     yield text
     return Answer(
         question=question,

@@ -23,6 +23,7 @@ _REMARK = rf"(?:(?::(?!\d)|(?::\d+)?†|\(|,\s?p(?:p?\.|ages?\b)){_INSIDE}*)?"
 _LONGEST, _TO_DIGIT = 240, 20
 _CITATION = rf"(?:{_OPEN}{{1,3}}(?={_INSIDE}{{1,{_LONGEST}}}[\]】］]){_ITEMS}{_REMARK}{_CLOSE}{{1,3}})"
 _PARTS = re.compile(rf"{_OPEN}{{1,3}}({_ITEMS})({_REMARK}){_CLOSE}{{1,3}}")
+_OF_OTHERS = re.compile(rf"(?<![A-Za-z0-9_]){_CITATION}+")
 # What programs write behind a name: argv[1], cells[0][2].
 _INDEX = re.compile(r"(?:\[[\d\s,;–—-]+\])+")
 _NAME = re.compile(r"[A-Za-z0-9_]*\Z")
@@ -62,6 +63,11 @@ def _pieces(begun: bool) -> re.Pattern:
            | (?P<address> {_ADDRESS}(?<![.,;:!?]) )""",
         re.VERBOSE,
     )
+
+
+def without_citations(text: str) -> str:
+    """The text of others, its citations in round brackets: they are none of ours."""
+    return _OF_OTHERS.sub(lambda found: _PARTS.sub(r"(\1\2)", found[0]), text)
 
 
 class ReplyCheck:

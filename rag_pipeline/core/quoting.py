@@ -8,6 +8,7 @@ from math import log
 import regex
 
 from rag_pipeline.core.boundaries import sentences
+from rag_pipeline.core.citations import without_citations
 from rag_pipeline.core.retrieval import Hit, Hits
 
 MOST_SENTENCES = 3
@@ -21,6 +22,8 @@ HEADING_SHARE, RANK_SHARE = 0.5, 0.2
 # script less of either, for there stop words and endings are not known.
 ENOUGH, ENOUGH_OF_SENTENCE = 1 / 2, 1 / 3
 FOREIGN_SHARE = 2 / 3
+
+INNER_MARKS = str.maketrans("“”„", "‘’‚")
 
 WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 # As in rag.identifiers, and options. Words that only hyphens join are words.
@@ -38,13 +41,20 @@ SENTENCE_END = regex.compile(r"[\p{STerm}.!?…:;；：][\p{Pe}\p{Pf}\p{Pi}\"'*_
 
 # A line break ends a sentence unless it is where a long line was wrapped.
 WRAPPED = 45
+CELLS = " | "
 LIST_ITEM = re.compile(r"\s*(?:[-*+•–]|\(?\w{1,3}[.)])\s")
+
+# Ends no sentence, before what it numbers.
+NUMBERED = regex.compile(
+    r"(?i:\b(?:abb|abs|app|art|cap|kap|no|para?|sect?|tab|tbl|thm|ver)\.)\s+(?=\d|\p{Lu}(?!\w)|[IVX]+(?!\w))"
+)
 
 STOP_WORDS = frozenset(
     WORD.findall(
-        """a about an and any are as at be been but by can could did do does for from had has have how i if in into is
-        it its may me mean means must my no not of on or our should so than that the their them then there these they
-        this to was we were what when where which who why will with without would you your"""
+        """a about an and any are as at be been but by can could did do does far for from get gets got had has have how
+        i if in into is it its long many may me mean means much must my no not of often old on or our please should so
+        than that the their them then there these they this to was we were what when where which who whom whose why
+        will with without would you your"""
     )
 )
 
@@ -78,17 +88,39 @@ def best_sentences(question: str, hits: Hits) -> list[tuple[int, str]]:
 
     ranked = sorted(((worth(*entry), *entry) for entry in found), key=lambda entry: -entry[0])
     least = ranked[0][0] * SHARE_OF_BEST if ranked else 0.0
-    return [(number, sentence) for score, number, sentence in ranked[:MOST_SENTENCES] if score >= least and score > 0]
+    best: dict[tuple[str, ...], tuple[int, str]] = {}
+    for score, number, sentence in ranked:
+        if score >= least and score > 0:
+            # What several passages say in the same words is quoted once.
+            best.setdefault(_words(sentence), (number, sentence))
+    return list(best.values())[:MOST_SENTENCES]
+
+
+def quotation(sentence: str) -> str:
+    """A sentence between quotation marks; its own are single ones, for the first closing mark ends it, and its own
+    citations stand in round brackets, for they are none of ours."""
+    return f"“{without_citations(sentence).translate(INNER_MARKS)}”"
 
 
 def _sentences(hit: Hit, wanted: set[str]) -> Iterator[tuple[str, str]]:
-    """The sentences, list items and table rows of a hit, each with the bare name or heading right before it. Those are
-    none themselves: a line that ends like no sentence, and says no more than the question does or is a short paragraph
-    of its own."""
-    text, name = hit.content, ""
+    """The sentences, list items and table rows of a hit, each with the bare name or heading right before it, or over
+    its columns. Those are none themselves: a line that ends like no sentence, and says no more than the question does
+    or is a short paragraph of its own; the first row of a table, where it has no figures."""
+    text, name, columns = hit.content, "", ""
     headings = {_words(heading) for heading in hit.heading}
-    for start, end in _units(text):
-        ends = [*sentences(text, start, end), end]
+    units = list(_units(text))
+    for (start, end), following in zip(units, [*units[1:], (0, 0)], strict=True):
+        row = text[start:end]
+        if CELLS not in row:
+            columns = ""
+        elif columns:
+            yield row.strip(), f"{columns} {name}"
+            continue
+        elif CELLS in text[slice(*following)] and not re.search(r"\d", row):
+            columns = row
+            continue
+        numbered = {match.end() for match in NUMBERED.finditer(text, start, end)}
+        ends = [*(at for at in sentences(text, start, end) if at not in numbered), end]
         for begin, until in zip([start, *ends], ends, strict=False):
             sentence = text[begin:until].strip()
             if not _words(sentence) or _words(sentence) in headings:
