@@ -39,7 +39,7 @@ class Asked(Config):
 def retrieve(config: Asked, rag: ResourceParam[Rag]) -> Hits:
     """The passages that have most to do with the question."""
     with one_line():
-        return rag.retrieve(config.collection.split(","), config.question, config.k)
+        return rag.retrieve([name.strip() for name in config.collection.split(",")], config.question, config.k)
 
 
 @op(out=Out(Answer, io_manager_key="in_memory", description="The answer and its sources."))

@@ -31,7 +31,7 @@ def print_hits(hits: Hits) -> None:
         click.echo(f"  {hit.score:.3f}  [{hit.start}:{hit.end}]")
         if hit.also_in.count:
             more = "" if hit.also_in.count == len(hit.also_in.paths) else f" and {hit.also_in.count} in all"
-            click.echo(f"   also in {', '.join(hit.also_in.paths)}{more}")
+            click.echo(f"   also in {_visible(', '.join(hit.also_in.paths))}{more}")
         click.echo(_indented(hit.content) + "\n")
 
 
@@ -128,7 +128,7 @@ def print_status(status: dict) -> None:
         alike.setdefault(why, []).append(failure["path"])
     for why, paths in alike.items():
         more = "" if len(paths) <= PATHS_SHOWN else f" and {len(paths) - PATHS_SHOWN} more"
-        click.echo(f"  {', '.join(paths[:PATHS_SHOWN])}{more}: {why}")
+        click.echo(_visible(f"  {', '.join(paths[:PATHS_SHOWN])}{more}: {why}"))
 
 
 def print_run(run: Run) -> None:
@@ -147,20 +147,21 @@ def print_run(run: Run) -> None:
 def print_document(document: dict) -> None:
     """A document: what is known of it, its chunks, and its elements as an outline."""
     for key in ("collection", "path", "media_type", "size", "modified", "content_hash", "indexed"):
-        click.echo(f"{key:13} {document[key]}")
+        click.echo(_visible(f"{key:13} {document[key]}"))
     for key, value in (document["metadata"] or {}).items():
-        click.echo(f"{key:13} {value}")
+        click.echo(_visible(f"{key:13} {value}"))
     if document["failure_reason"]:
-        click.secho(f"{'failed':13} {document['failure_reason']}: {document['failure_detail'] or ''}", fg="red")
+        why = f"{document['failure_reason']}: {document['failure_detail'] or ''}"
+        click.secho(f"{'failed':13} {_visible(why)}", fg="red")
     click.secho(f"\n{len(document['elements'])} elements", bold=True)
     text = document["text"] or ""
     for element in document["elements"]:
         line = " ".join(text[element["start"] : element["end"]].split())
-        click.echo(f"  [{element['start']}:{element['end']}] {element['kind']:10} {line[:90]}")
+        click.echo(f"  [{element['start']}:{element['end']}] {element['kind']:10} {_visible(line[:90])}")
     click.secho(f"\n{len(document['chunks'])} chunks", bold=True)
     for chunk in document["chunks"]:
         place = f"#{chunk['ordinal']} [{chunk['start']}:{chunk['end']}] {chunk['tokens']} tokens"
-        click.secho(f"  {place}  {' › '.join(chunk['heading'])}", dim=True)
+        click.secho(f"  {place}  {_visible(' › '.join(chunk['heading']))}", dim=True)
         click.echo(_indented(chunk["content"]))
 
 
@@ -183,7 +184,7 @@ def _place(collection: str, path: str, page: int | None, heading: tuple[str, ...
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"   {line}" for line in text.splitlines())
+    return "\n".join(f"   {_visible(line)}" for line in text.splitlines())
 
 
 def _visible(text: str) -> str:

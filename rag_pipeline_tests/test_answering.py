@@ -123,6 +123,11 @@ def test_a_row_an_item_and_a_sentence_with_abbreviations_are_found(question, quo
     assert best_sentences(question, hits(TABLE, heading=()))[0] == (1, quoted)
 
 
+@pytest.mark.parametrize("word", ["many", "much", "long", "often", "far", "old", "get", "got", "whose", "please"])
+def test_a_word_of_questions_need_not_stand_in_the_answer(word):
+    assert answer(f"How {word} fathers?", hits("- Mothers: 14 weeks\n- Fathers: 2 weeks"), None).answered
+
+
 def test_a_row_with_figures_at_the_beginning_is_no_head_of_columns():
     assert (
         best_sentences("days of an engineer", hits("Engineer | 30 days\nCook | 25 days"))[0][1] == "Engineer | 30 days"

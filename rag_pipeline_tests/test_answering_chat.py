@@ -57,6 +57,22 @@ def test_a_server_that_does_not_tell_its_tokens_has_them_counted(chat, server, a
 
 
 @either_way
+@pytest.mark.parametrize("told", [(-5, 7), (7, -5), (1.5, 7), (7, 2.0), (True, 7), ("7", 7), (7, None)])
+def test_tokens_that_cannot_be_are_counted_instead(chat, server, told, ask):
+    usage = dict(zip(("prompt_tokens", "completion_tokens"), told, strict=True))
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Yes [1]."}, "delta": {"content": "Yes [1]."}}
+    body = {"id": "x", "created": 1, "model": "pen", "choices": [{**choice, "finish_reason": "stop"}], "usage": usage}
+    server.intercept = lambda request: (
+        Reply(events=({**body, "object": "chat.completion.chunk"},))
+        if request.body.get("stream")
+        else Reply(payload={**body, "object": "chat.completion"})
+    )
+    tokens = ask("How?", PASSAGES, chat).tokens
+    system, user = (message["content"] for message in server.requests[-1].body["messages"])
+    assert (tokens.prompt, tokens.completion) == (count_tokens(system) + count_tokens(user), count_tokens("Yes [1]."))
+
+
+@either_way
 def test_a_reply_that_reached_the_models_limit_says_so(chat, server, ask):
     server.finish = "length"
     server.answer = lambda messages: "On the settings [1]"

@@ -125,6 +125,26 @@ def test_json_of_search(indexed):
     assert (result["mode"], result["degraded"]) == ("vector", None)
 
 
+def test_what_steers_a_terminal_is_not_shown(rag, tmp_path, parsing_in_process):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "odd\u202e.md").write_text("# Apples \u202e\u2066\n\nApples \x1b[31m\u202egrow \u2069on trees.\n")
+    rag.done("ingest", folder)
+    for command in (("search", "odd", "apples grow"), ("show", "odd", "odd\u202e.md"), ("ask", "odd", "apples grow")):
+        shown = rag.done(*command).out
+        assert "Apples" in shown
+        assert not set("\x1b\u202e\u2066\u2069") & set(shown)
+
+
+def test_several_collections_are_named_with_commas_and_spaces(indexed, tmp_path):
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "a.txt").write_text("Holidays on the moon.")
+    indexed.done("ingest", tmp_path / "second")
+    hits = indexed.done("search", "handbook, second", "holidays", "--json").json["hits"]
+    assert {hit["collection"] for hit in hits} == {"handbook", "second"}
+    assert indexed.done("ask", " handbook ,second", "holidays", "--json").json["question"] == "holidays"
+
+
 def test_json_of_ask(indexed, server):
     server.answer = lambda messages: "Thirty days [1]."
     result = indexed.done("ask", "handbook", "how many holidays in a year?", "--json").json

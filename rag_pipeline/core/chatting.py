@@ -23,7 +23,8 @@ class Part:
     """A part of a reply, or the whole.
 
     The tokens billed and `finish` (why the model stopped: stop, length, content_filter) come with one of the last
-    parts; a server that does not tell the tokens sends none.
+    parts; a server that does not tell the tokens, or not in whole
+    numbers from 0, sends none.
     """
 
     text: str
@@ -125,10 +126,12 @@ class OpenAIChat:
 
 
 def _part(sent: "ChatCompletion | ChatCompletionChunk", text: str | None, finish: str | None) -> Part:
-    usage = sent.usage
     if not isinstance(text, str | None):
         raise TypeError("the text of a reply is no text")
-    return Part(text or "", usage.prompt_tokens if usage else None, usage.completion_tokens if usage else None, finish)
+    told = (sent.usage.prompt_tokens, sent.usage.completion_tokens) if sent.usage else ()
+    # The client takes them as they come: less than none, or half of one, is not believed.
+    believed = told and all(type(tokens) is int and tokens >= 0 for tokens in told)
+    return Part(text or "", *(told if believed else (None, None)), finish)
 
 
 def connect_chat(name: str | None, *, api_key: str | None, base_url: str | None) -> ChatProvider | None:
