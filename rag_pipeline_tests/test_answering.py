@@ -128,10 +128,16 @@ def test_a_word_of_questions_need_not_stand_in_the_answer(word):
     assert answer(f"How {word} fathers?", hits("- Mothers: 14 weeks\n- Fathers: 2 weeks"), None).answered
 
 
-def test_a_row_with_figures_at_the_beginning_is_no_head_of_columns():
-    assert (
-        best_sentences("days of an engineer", hits("Engineer | 30 days\nCook | 25 days"))[0][1] == "Engineer | 30 days"
-    )
+@pytest.mark.parametrize(
+    ("question", "table", "quoted"),
+    [
+        ("days of an engineer", "Engineer | 30 days\nCook | 25 days", "Engineer | 30 days"),
+        ("Who is the engineer?", "Engineer | Alice\nCook | Bob", "Engineer | Alice"),
+        ("Which role has Alice?", "Name | Role\nAlice | Engineer\n | \nBob | Cook", "Alice | Engineer"),
+    ],
+)
+def test_a_first_row_that_may_be_no_head_of_columns_is_quoted_where_it_answers(question, table, quoted):
+    assert best_sentences(question, hits(table, heading=())) == [(1, quoted)]
 
 
 @pytest.mark.parametrize(

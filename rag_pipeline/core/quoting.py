@@ -105,20 +105,21 @@ def quotation(sentence: str) -> str:
 def _sentences(hit: Hit, wanted: set[str]) -> Iterator[tuple[str, str]]:
     """The sentences, list items and table rows of a hit, each with the bare name or heading right before it, or over
     its columns. Those are none themselves: a line that ends like no sentence, and says no more than the question does
-    or is a short paragraph of its own; the first row of a table, where it has no figures."""
+    or is a short paragraph of its own; the first row of a table, where it has no figures and the second has."""
     text, name, columns = hit.content, "", ""
     headings = {_words(heading) for heading in hit.heading}
     units = list(_units(text))
     for (start, end), following in zip(units, [*units[1:], (0, 0)], strict=True):
         row = text[start:end]
         if CELLS not in row:
-            columns = ""
-        elif columns:
+            columns, name = "", "" if columns else name
+        elif columns and _words(row):
             yield row.strip(), f"{columns} {name}"
             continue
-        elif CELLS in text[slice(*following)] and not re.search(r"\d", row):
+        elif not columns and CELLS in (below := text[slice(*following)]) and not re.search(r"\d", row):
             columns = row
-            continue
+            if re.search(r"\d", below):
+                continue
         numbered = {match.end() for match in NUMBERED.finditer(text, start, end)}
         ends = [*(at for at in sentences(text, start, end) if at not in numbered), end]
         for begin, until in zip([start, *ends], ends, strict=False):
