@@ -460,6 +460,12 @@ def test_a_stream_shows_what_the_whole_reply_would_however_it_is_split(written, 
     assert "http://evil" not in code_left_out
 
 
+@pytest.mark.parametrize("part", ["See [31m of it ", "The [figure on the next page "])
+def test_a_bracket_that_begins_no_citation_does_not_hold_up_a_stream_for_long(part):
+    stream = stream_answer("How?", hits(*PASSAGES), Writes([part, "and more, " * 30, "until the end."]))
+    assert next(stream) == part.rstrip()
+
+
 def test_a_stream_without_a_model_or_without_hits_is_one_piece():
     for chat, found in ((None, hits(*PASSAGES)), (Writes("never"), hits())):
         stream = stream_answer("How do I reset my password?", found, chat)

@@ -17,11 +17,12 @@ _OPEN, _CLOSE, _INSIDE = r"(?:\\?[\[【［])", r"(?:\\?[\]】］])", r"[^\[\]【
 _MARKS = r"[\s#^*_]{0,6}"
 _LABEL = r"(?i:passages?|sources?|documents?|docs?|references?|refs?|citations?)[\s.:#^*_-]{0,4}"
 _ITEM = rf"{_MARKS}(?:{_LABEL})?\d{{1,9}}(?:\s{{0,6}}[-–—]\s{{0,6}}\d{{1,9}})?{_MARKS}"
-_ITEMS = rf"{_ITEM}(?:(?:[,;&]\s?(?:and\b)?|and\b){_ITEM})*"
+_ITEMS = rf"{_ITEM}(?:(?:[,;&]\s?(?:and\b)?|(?<!\d)and\b){_ITEM})*"
 _REMARK = rf"(?:(?::(?!\d)|(?::\d+)?†|\(|,\s?p(?:p?\.|ages?\b)){_INSIDE}*)?"
 # What is held back while it may become one has to hold the longest: up to its first digit, and from there.
 _LONGEST, _TO_DIGIT = 240, 20
 _CITATION = rf"(?:{_OPEN}{{1,3}}(?={_INSIDE}{{1,{_LONGEST}}}[\]】］]){_ITEMS}{_REMARK}{_CLOSE}{{1,3}})"
+_BEGUN = rf"{_OPEN}{{1,3}}(?:(?!\d){_INSIDE}){{0,{_TO_DIGIT}}}(?:\d+(?:(?![^\W_]){_INSIDE}{{1,{_LONGEST}}})?)?"
 _PARTS = re.compile(rf"{_OPEN}{{1,3}}({_ITEMS})({_REMARK}){_CLOSE}{{1,3}}")
 _OF_OTHERS = re.compile(rf"(?<![A-Za-z0-9_]){_CITATION}+")
 # What programs write behind a name: argv[1], cells[0][2].
@@ -43,7 +44,7 @@ def _pieces(begun: bool) -> re.Pattern:
     unfinished = (
         "|".join(f"(?i:{re.escape(NO_ANSWER[:length])})" for length in range(1, len(NO_ANSWER))),
         rf"[ ]?{_CITATION}+\(\s*(?:{_TARGET}\s*)?",
-        rf"[ ]?{_CITATION}*(?:{_OPEN}{{1,3}}(?:(?!\d){_INSIDE}){{0,{_TO_DIGIT}}}(?:\d{_INSIDE}{{0,{_LONGEST}}})?)?\\?",
+        rf"[ ]?{_CITATION}*(?:{_BEGUN})?\\?",
         rf"\](?:\(\s*(?:{_TARGET}\s*)?)?",
         # The longest name of a scheme is https.
         r"[A-Za-z]{1,5}(?::[/\\]?|\.)?",
