@@ -23,8 +23,7 @@ class Part:
     """A part of a reply, or the whole.
 
     The tokens billed and `finish` (why the model stopped: stop, length, content_filter) come with one of the last
-    parts; a server that does not tell the tokens, or not in whole
-    numbers from 0, sends none.
+    parts; a server that does not tell the tokens, or not in whole numbers from 0, sends none.
     """
 
     text: str
