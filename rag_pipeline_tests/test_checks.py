@@ -14,6 +14,7 @@ from rag_pipeline.core import checks, indexing
 from rag_pipeline.core.errors import RagError
 from rag_pipeline.core.garbage import reclaim_space
 from rag_pipeline.core.indexing import active_index, build_graph, insert_chunks
+from rag_pipeline.core.status import collection_status
 from rag_pipeline.definitions import build_definitions
 from rag_pipeline.instance import dagster_instance
 from rag_pipeline_tests.openai_server import error
@@ -70,6 +71,18 @@ def test_damage_is_found(fruit, damage, found):
         assert everything(fruit).keys() == found
     finally:
         fruit.connection.execute("DROP TABLE IF EXISTS rag.indexed_chunk_0")
+
+
+@pytest.mark.parametrize("what", ["INDEX rag.indexed_chunk_{}_terms", "TABLE rag.indexed_chunk_{}"])
+def test_an_index_that_is_gone_is_found_and_comes_back(fruit, what):
+    index = active_index(fruit.connection, "docs")
+    fruit.connection.execute(f"DROP {what.format(index.id)}")
+    assert everything(fruit)["statistics"] == [f"index {index.id}"]
+    assert collection_status(fruit.connection, "docs").documents["indexed"] == 3
+    fruit.change(hnsw_m=17)
+    fruit.run()
+    assert everything(fruit) == {}
+    assert fruit.found("red") == {"apples.txt"}
 
 
 def test_a_row_that_is_missing_comes_back_with_an_index_that_is_built_anew(fruit):

@@ -14,6 +14,7 @@ from rag_pipeline.core.chunking import ChunkSettings
 from rag_pipeline.core.collections import CollectionSettings, parse_settings, require_name
 from rag_pipeline.core.errors import ServiceError, UsageError
 from rag_pipeline.core.models import embedding_model
+from rag_pipeline.core.polling import adopt_folders
 from rag_pipeline_tests.pipelines import UNPARSABLE, Pipeline
 from rag_pipeline_tests.waiting import eventually
 
@@ -72,6 +73,17 @@ def test_a_local_source_is_made_absolute_and_a_url_is_kept(connection, tmp_path,
     assert [each.name for each in collections.list_all(connection)] == ["a", "b", "c"]
 
 
+def test_what_lies_above_a_link_is_above_what_it_leads_to(tmp_path, monkeypatch):
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    monkeypatch.chdir(tmp_path)
+    assert collections.absolute_source("link/../b") == str(tmp_path / "real/b")
+    assert collections.absolute_source("link/b") == str(tmp_path / "link/b")
+    assert collections.absolute_source(".././x") == str(tmp_path.parent / "x")
+    assert collections.same_source(str(tmp_path / "link"), str(tmp_path / "real/deep"))
+    assert not collections.same_source(str(tmp_path / "link"), "memory://link")
+
+
 def test_a_source_that_is_a_link_is_what_it_leads_to_at_each_run(pipeline):
     for release in ("one", "two"):
         (pipeline.folder / release).mkdir()
@@ -86,6 +98,22 @@ def test_a_source_that_is_a_link_is_what_it_leads_to_at_each_run(pipeline):
         current.run()
         assert current.found("apples") == {"two.txt"}
         current.assert_clean()
+
+
+def test_folders_are_adopted_once_by_whatever_links_they_are_named(connection, tmp_path):
+    root, known = tmp_path / "documents", {}
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+    (root / "link").symlink_to("b")
+    (root / "release").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").symlink_to(root)
+    collections.add(connection, "a", str(tmp_path / "linked/a"), LOCAL)
+    for expected in (["b", "release"], []):
+        known = {each.name: each for each in collections.list_all(connection)}
+        made, unfit = adopt_folders(connection, root, known, LOCAL["embedding_model"])
+        assert ([each.name for each in made], unfit) == (expected, {})
+    assert collections.get(connection, "release").source == str(root / "release")
 
 
 def test_every_setting_is_read_back_as_it_was_typed(connection, tmp_path):

@@ -116,7 +116,12 @@ def test_what_was_cut_otherwise_before_leaves_the_cache_too(secret):
     secret.change(chunk_tokens=24)
     secret.run()
     assert cached(secret) > others
-    for path in ("apples.txt", "known.md", "pears.md", "secret.md", "sub/plums.html"):
+    before = cached(secret)
+    forget(secret, "apples.txt")  # which is one chunk, however it is cut
+    assert cached(secret) == before - 1
+    secret.rename("secret.md", "renamed.md")
+    secret.run()
+    for path in ("renamed.md", "known.md", "pears.md", "sub/plums.html"):
         forget(secret, path)
     assert cached(secret) == 0
     assert secret.rows("SELECT * FROM rag.past_text") == []

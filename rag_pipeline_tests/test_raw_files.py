@@ -11,7 +11,7 @@ from rag_pipeline.core import collections
 from rag_pipeline.core.errors import SourceError
 from rag_pipeline.core.stages import raw_files
 from rag_pipeline.core.stages.raw_files import SMALL_REMOVAL, FilesReport, update_manifest
-from rag_pipeline_tests.pipelines import UNPARSABLE, Pipeline
+from rag_pipeline_tests.pipelines import UNPARSABLE, Aborted, Pipeline
 
 
 def update(pipeline: Pipeline, **options: bool | float) -> FilesReport:
@@ -286,13 +286,43 @@ def test_what_is_withheld_stays_so_whatever_is_added_and_until_it_is_back(pipeli
     assert pipeline.found("apple") == {*paths}
     for path in paths[:11]:
         (kept / path).rename(pipeline.folder / path)
-    run = pipeline.run()
-    assert (run.files.removed, run.files.withheld) == (9, 0)  # nine are no mass
-    assert pipeline.found("apple") == {*paths[:11]}
-    pipeline.delete(*paths[1:11])
-    assert pipeline.run().files.removed == 10  # a third of what there is now
-    assert pipeline.found("pear") == {*others}
+    assert pipeline.run().files.withheld == 9  # few as they are
+    pipeline.delete(*others[:3], paths[0])
+    (kept / paths[11]).rename(pipeline.folder / "moved.txt")
+    run = pipeline.run()  # what else goes is judged by itself, and what is there under another path may go
+    assert (run.files.removed, run.files.withheld) == (5, 8)
+    assert pipeline.found("apple") == {*paths[1:11], "moved.txt", *paths[12:]}
+    pipeline.change(max_removal_fraction=1.0)
+    assert pipeline.run().files.removed == 8
+    assert pipeline.found("apple") == {*paths[1:11], "moved.txt"}
     pipeline.assert_clean()
+
+
+def test_a_run_that_is_killed_gives_no_consent(pipeline, monkeypatch):
+    """The files that it added would make the removal a small one."""
+    paths = fill(pipeline, 20)
+    pipeline.run()
+    pipeline.delete(*paths[:15])
+    for path in paths:
+        pipeline.write(f"other {path}", f"pear {path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(raw_files, "_mark_withheld", aborted_after(1, raw_files._mark_withheld))
+        with pytest.raises(Aborted):
+            pipeline.run()
+    assert len(manifest(pipeline)) == 40
+    assert pipeline.run().files.withheld == 15
+
+
+def aborted_after(calls: int, function):
+    """The function, whose call after so many never comes back."""
+    left = iter(range(calls))
+
+    def call(*arguments: object) -> object:
+        if next(left, None) is None:
+            raise Aborted
+        return function(*arguments)
+
+    return call
 
 
 def test_an_empty_source_of_a_filled_collection_is_a_mass_removal(pipeline):

@@ -44,8 +44,8 @@ def raw_files(pipeline: ResourceParam[Pipeline]) -> MaterializeResult:
         forgive_failures(pipeline.connection, collection.name, None if pipeline.retry_failed else PASSING_FAILURES)
     if report.withheld:
         pipeline.progress.note(
-            f"{report.withheld} files are gone, more than {collection.settings.max_removal_fraction:.0%} of "
-            f"{collection.name} was; they stay searchable: rag ingest {collection.name} --allow-mass-removal consents"
+            f"{report.withheld} files are gone, too large a part of {collection.name} to go by themselves; they stay "
+            f"searchable: rag ingest {collection.name} --allow-mass-removal consents"
         )
     return MaterializeResult(
         metadata={**watch.seconds(), **counts(report), **table(report.changes, "path", "change", "bytes")},

@@ -284,7 +284,7 @@ def _collection_for(runtime: Runtime, connection, name_or_dir: str) -> str:
             known = collections.find(connection, name)
             if known is None:
                 raise
-    if known.source != source and Path(known.source).resolve() != Path(source).resolve():
+    if not collections.same_source(known.source, source):
         raise UsageError(
             f"collection {name} has another source, {known.source}: "
             f"name this folder something else with rag collection add NAME --source {shlex.quote(source)}"

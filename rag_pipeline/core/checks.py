@@ -33,7 +33,8 @@ def incomplete_documents(connection: Connection, index: VectorIndex, paths: Sequ
                   count(*) FILTER (WHERE vector_dims(i.embedding) <> %(dimensions)s) AS misfits, p.parse_key IS NOT NULL
            FROM rag.document d
            LEFT JOIN rag.chunking k ON k.collection = d.collection AND k.chunk_key = d.published_chunk_key
-           LEFT JOIN rag.parsed_text p ON p.collection = d.collection AND p.parse_key = k.parse_key
+           LEFT JOIN rag.parsed_text p
+                ON p.collection = d.collection AND p.parse_key = k.parse_key AND p.text IS NOT NULL
            LEFT JOIN rag.token_chunk c ON c.collection = d.collection AND c.chunk_key = d.published_chunk_key
            LEFT JOIN rag.indexed_chunk i ON i.index_id = %(index)s AND i.content_hash = c.content_hash
            WHERE d.collection = %(collection)s AND d.published_chunk_key IS NOT NULL
@@ -54,7 +55,7 @@ def incomplete_documents(connection: Connection, index: VectorIndex, paths: Sequ
             path,
             f"{chunks} chunks are due: {chunked} there, {indexed} indexed, {misfits} of other dimensions"
             if has_text
-            else "its text is not there",
+            else "the text that it was cut from is not there",
         )
         for path, chunks, chunked, indexed, misfits, has_text in rows
     ]
@@ -134,6 +135,8 @@ def wrong_dimensions(connection: Connection, index: VectorIndex) -> list[Finding
 
 def wrong_statistics(connection: Connection, index: VectorIndex) -> list[Finding]:
     """How many words the text statistics count otherwise than they stand in the index's rows."""
+    if not _has_index(connection, index, "gin"):
+        return [Finding(f"index {index.id}", "it has no text index")]
     differing, words, counted = connection.execute(
         """WITH found AS MATERIALIZED (
                SELECT word, ndoc FROM ts_stat(format('SELECT terms FROM rag.%%I', %(table)s::text)))
@@ -155,7 +158,7 @@ def recall(connection: Connection, index: VectorIndex) -> float:
     """The share of the nearest RECALL_HITS that the HNSW graph finds, of those that comparing every row finds; over a
     random sample of the index's own vectors, with the breadth of search that `rag search` has. 1 when it is empty, 0
     without a graph."""
-    if not _has_graph(connection, index):
+    if not _has_index(connection, index, "hnsw"):
         return 0.0
     kind = sql.SQL("halfvec" if index.precision == "half" else "vector")
     distance = sql.SQL("embedding::{kind}({dimensions}) <=> %(vector)s::{kind}({dimensions})").format(
@@ -181,14 +184,14 @@ def recall(connection: Connection, index: VectorIndex) -> float:
     return found / wanted if wanted else 1.0
 
 
-def _has_graph(connection: Connection, index: VectorIndex) -> bool:
+def _has_index(connection: Connection, index: VectorIndex, kind: str) -> bool:
     return connection.execute(
         """SELECT EXISTS (
                SELECT FROM pg_index x
-               JOIN pg_class graph ON graph.oid = x.indexrelid
-               JOIN pg_am a ON a.oid = graph.relam
-               WHERE x.indrelid = to_regclass(%s) AND x.indisvalid AND a.amname = 'hnsw')""",
-        [f"rag.indexed_chunk_{index.id}"],
+               JOIN pg_class made ON made.oid = x.indexrelid
+               JOIN pg_am a ON a.oid = made.relam
+               WHERE x.indrelid = to_regclass(%s) AND x.indisvalid AND a.amname = %s)""",
+        [f"rag.indexed_chunk_{index.id}", kind],
     ).fetchone()[0]
 
 

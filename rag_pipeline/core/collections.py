@@ -16,8 +16,8 @@ from psycopg.types.json import Jsonb
 from rag_pipeline.core.errors import ServiceError, UsageError
 from rag_pipeline.core.models import EmbeddingModel, embedding_model
 
-# Each of them holds up readers for a fifth of a second at most.
-REMOVALS_TRIED = 20
+# Each of them holds up readers for a fifth of a second at most, and for what it takes to drop a table.
+REMOVALS_TRIED = 10
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -122,12 +122,12 @@ def remove(connection: Connection, name: str) -> None:
     for _ in range(REMOVALS_TRIED):
         with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
             # As everybody locks who locks both: the collection, then its index.
-            connection.execute("SELECT FROM rag.collection WHERE name = %s FOR UPDATE", [name])
-            connection.execute("SET LOCAL lock_timeout = '200ms'")
-            connection.execute("SELECT rag.drop_partition(id) FROM rag.vector_index WHERE collection = %s", [name])
-            connection.execute("SET LOCAL lock_timeout = 0")
             connection.execute("UPDATE rag.collection SET active_index = NULL WHERE name = %s", [name])
+            indexes = connection.execute("SELECT id FROM rag.vector_index WHERE collection = %s", [name]).fetchall()
             connection.execute("DELETE FROM rag.collection WHERE name = %s", [name])
+            connection.execute("SET LOCAL lock_timeout = '200ms'")
+            for (index_id,) in indexes:
+                connection.execute("SELECT rag.drop_partition(%s)", [index_id])
             return
         pause.wait(0.5)
     raise ServiceError(f"{name} is not removed: a long query or a backup reads the database: try again after it")
@@ -157,7 +157,18 @@ def require_name(name: str) -> None:
 def absolute_source(source: str) -> str:
     """A local path made absolute; a URL as it is. A symbolic link stays one: it may lead elsewhere tomorrow."""
     local = source.removeprefix("file://")
-    return source if "://" in local else os.path.abspath(Path(local).expanduser())  # noqa: PTH100
+    if "://" in local:
+        return source
+    path, *parts = (Path.cwd() / Path(local).expanduser()).parts
+    for part in parts:
+        # What lies above a link is above what it leads to.
+        path = os.path.realpath(f"{path}/..") if part == ".." else os.path.join(path, part)  # noqa: PTH118
+    return path
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources are one, by whatever links they are named."""
+    return one == other or ("://" not in one + other and os.path.realpath(one) == os.path.realpath(other))
 
 
 def parse_settings(assignments: Mapping[str, str]) -> dict[str, object]:

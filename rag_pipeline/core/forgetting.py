@@ -34,9 +34,9 @@ class Forgotten:
 def forget(connection: Connection, name: str, path: str, caches: Sequence[EmbeddingCache]) -> Forgotten:
     """Erase a document, every version of it, from indexes, chunks, texts and caches of the collection; bar its bytes.
 
-    The caches lose with it whatever other text the collection has let go of. Chunks that it shares with other documents
-    stay theirs. Raises UsageError when there is no such document, and ServiceError when Redis cannot confirm that the
-    embeddings are gone: all the rest is done then.
+    The caches lose also what was made of it in earlier versions, or with other settings. Chunks that it shares with
+    other documents stay theirs. Raises UsageError when there is no such document, and ServiceError when Redis cannot
+    confirm that the embeddings are gone: all the rest is done then.
     """
     get(connection, name)
     with connection.transaction():
@@ -55,8 +55,7 @@ def forget(connection: Connection, name: str, path: str, caches: Sequence[Embedd
 
         # Earlier versions may wait there for a run to delete them.
         collect_texts(connection, name, remember)
-        # Nobody knows which of the texts that were let go of were this document's: losing an embedding costs little.
-        hashes.update(take_past_texts(connection, name))
+        hashes.update(take_past_texts(connection, name, [path for path, _, _ in held]))
         gone = unheld(connection, name, list(hashes))
         rows = erase_indexed(connection, name, gone)
         # What a run that is under way may still make of the document.

@@ -41,12 +41,11 @@ def collect_texts(connection: Connection, name: str, delete_rows: Callable[[Sequ
                                          WHERE d.collection = c.collection AND d.chunk_key = c.chunk_key)
                          AND NOT EXISTS (SELECT FROM rag.document d
                                          WHERE d.collection = c.collection AND d.published_chunk_key = c.chunk_key)
-                   RETURNING content_hash""",
+                   RETURNING chunk_key, content_hash""",
                 {"collection": name, "keys": keys},
             ).fetchall()
-            hashes = list({content_hash for (content_hash,) in unheld})
-            deleted += delete_rows(hashes)
-            _keep_past_texts(connection, name, hashes)
+            deleted += delete_rows(list({content_hash for _, content_hash in unheld}))
+            _keep_past_texts(connection, name, unheld)
             uncut = connection.execute(
                 """DELETE FROM rag.chunking k
                    WHERE collection = %(collection)s AND chunk_key = ANY (%(keys)s)
@@ -160,10 +159,15 @@ def all_texts(connection: Connection, name: str) -> list[bytes]:
     return [content_hash for (content_hash,) in rows]
 
 
-def take_past_texts(connection: Connection, name: str) -> list[bytes]:
-    """The hashes of the texts that the collection has let go of, for whoever erases them: they are kept no longer."""
+def take_past_texts(connection: Connection, name: str, paths: Sequence[str]) -> list[bytes]:
+    """The hashes of the texts that these documents have let go of, for whoever erases them: they are kept no longer.
+    With them those of paths that are no document any more, for such a one may be there under another path."""
     rows = connection.execute(
-        "DELETE FROM rag.past_text WHERE collection = %s RETURNING content_hash", [name]
+        """DELETE FROM rag.past_text p
+           WHERE collection = %(collection)s AND (path = ANY (%(paths)s) OR NOT EXISTS (
+               SELECT FROM rag.document d WHERE d.collection = p.collection AND d.path = p.path))
+           RETURNING content_hash""",
+        {"collection": name, "paths": list(paths)},
     ).fetchall()
     return [content_hash for (content_hash,) in rows]
 
@@ -188,11 +192,20 @@ def unheld(connection: Connection, name: str, hashes: Sequence[bytes]) -> list[b
     return [content_hash for (content_hash,) in rows]
 
 
-def _keep_past_texts(connection: Connection, name: str, hashes: Sequence[bytes]) -> None:
+def _keep_past_texts(connection: Connection, name: str, chunks: Sequence[tuple[bytes, bytes]]) -> None:
+    """Remember whose chunks (chunk key, hash) these were: it is noted with the key."""
     connection.execute(
-        """INSERT INTO rag.past_text (collection, content_hash) SELECT %s, unnest(%s::bytea[])
-           ON CONFLICT (collection, content_hash) DO UPDATE SET let_go_at = excluded.let_go_at""",
-        [name, list(hashes)],
+        """INSERT INTO rag.past_text (collection, path, content_hash)
+           SELECT DISTINCT g.collection, g.path, c.content_hash
+           FROM unnest(%(keys)s::bytea[], %(hashes)s::bytea[]) AS c (chunk_key, content_hash)
+           JOIN rag.garbage g ON g.collection = %(collection)s AND g.kind = 'chunking' AND g.key = c.chunk_key
+           WHERE g.path IS NOT NULL
+           ON CONFLICT (collection, path, content_hash) DO UPDATE SET let_go_at = excluded.let_go_at""",
+        {
+            "collection": name,
+            "keys": [key for key, _ in chunks],
+            "hashes": [content_hash for _, content_hash in chunks],
+        },
     )
 
 

@@ -141,13 +141,9 @@ def _look(connection: Connection, collection: Collection) -> tuple[FilesReport, 
             media_type=read.media_type,
             wanted_parse_key=_parse_key(read.content_hash, read.media_type),
         )
-    gone, mass = gone_files(collection, before, now, listing)
-    if mass:
-        report.withheld = len(gone)
-    else:
-        report.removed = len(gone)
-    leaving = set() if mass else set(gone)
-    leaving |= {path for path, known in before.items() if known.removed and now[path] is known}
+    gone, withheld = gone_files(collection, before, now, listing)
+    report.removed, report.withheld = len(gone), len(withheld)
+    leaving = {*gone} | {path for path, known in before.items() if known.removed and now[path] is known}
     return report, [
         each for path, each in contents.items() if path not in leaving and each.wanted_parse_key is not None
     ]

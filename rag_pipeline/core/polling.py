@@ -1,5 +1,6 @@
 """What the sources hold now: every one listed side by side, none waiting for another; and the folders that are new."""
 
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -40,12 +41,11 @@ def adopt_folders(
 
     Returns those made, and by name why another folder can be none. Hidden ones are left alone.
     """
-    sources = {collection.source for collection in known.values()}
+    sources = {os.path.realpath(collection.source) for collection in known.values() if "://" not in collection.source}
     made, unfit = [], {}
     with connection.transaction():
         for folder in sorted(_folders(root)):
-            source = str(folder.resolve())
-            if source in sources:
+            if os.path.realpath(folder) in sources:
                 continue
             if not is_name(folder.name):
                 unfit[folder.name] = "its name is not 1 to 100 letters, digits, '-', '_' and '.': rename it"
@@ -55,7 +55,8 @@ def adopt_folders(
                 )
             else:
                 try:
-                    made.append(add(connection, folder.name, source, {"embedding_model": embedding_model}))
+                    made.append(add(connection, folder.name, str(folder), {"embedding_model": embedding_model}))
+                    sources.add(os.path.realpath(folder))
                 except UsageError as error:
                     unfit[folder.name] = str(error)
     return made, unfit

@@ -112,6 +112,9 @@ def update_manifest(
     suspects = [
         file for file in listing.files.values() if may_have_changed(file, manifest.get(file.path)) or due(file.path)
     ]
+    # First, for what is added from here on would make the same removal a small one, should this run be killed.
+    _, withheld = gone_files(collection, before, manifest, listing)
+    _mark_withheld(connection, collection.name, {path for path, known in before.items() if known.withheld}, {*withheld})
     report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
     done = 0
     for batch in read_files(collection.source, suspects):
@@ -119,12 +122,14 @@ def update_manifest(
             _store(connection, collection.name, batch, manifest, report)
         done += len(batch)
         progress(done, len(suspects))
-    gone, mass = gone_files(collection, before, manifest, listing)
-    withheld = gone if mass and not allow_mass_removal else {}
+    marked = {*withheld}
+    gone, withheld = gone_files(collection, before, manifest, listing)
+    if allow_mass_removal:
+        gone, withheld = gone | withheld, {}
     report.withheld = len(withheld)
-    if gone and not withheld:
+    if gone:
         _remove(connection, collection.name, gone, report)
-    _remember_withheld(connection, collection.name, before, withheld)
+    _mark_withheld(connection, collection.name, marked, {*withheld})
     return report
 
 
@@ -190,16 +195,23 @@ def read_files(source: str, files: list[SourceFile]) -> Iterator[list[ReadFile]]
 
 def gone_files(
     collection: Collection, before: dict[str, Known], now: dict[str, Known], listing: Listing
-) -> tuple[dict[str, Known], bool]:
-    """What the source no longer has of the manifest as it was `before`, and whether that is too much to go without
-    consent; what `now` is under another path does not count. What was too much before is so still, whatever has come
-    to the source since."""
+) -> tuple[dict[str, Known], dict[str, Known]]:
+    """What the source no longer has of the manifest as it was `before`: what may go, and what waits for consent.
+
+    What `now` is under another path may go. Of the rest waits what was withheld before, whatever has come to the source
+    since, and what is too much to go at once: so much of all that does not wait already. With `max_removal_fraction` 1
+    nothing is too much.
+    """
+    share = collection.settings.max_removal_fraction
     present = {path: known for path, known in before.items() if not known.removed}
     gone = {path: known for path, known in present.items() if path not in listing.files}
     kept = {known.content_hash for path, known in now.items() if path in listing.files}
-    lost = [known for known in gone.values() if known.content_hash not in kept]
-    large = len(lost) > collection.settings.max_removal_fraction * len(present)
-    return gone, len(lost) >= SMALL_REMOVAL and (large or any(known.withheld for known in lost))
+    lost = {path: known for path, known in gone.items() if known.content_hash not in kept}
+    waiting = {path: known for path, known in lost.items() if known.withheld and share < 1}
+    fresh = {path: known for path, known in lost.items() if path not in waiting}
+    if len(fresh) >= SMALL_REMOVAL and len(fresh) > share * (len(present) - len(waiting)):
+        waiting |= fresh
+    return {path: known for path, known in gone.items() if path not in waiting}, waiting
 
 
 def _store(
@@ -274,11 +286,11 @@ def _remove(connection: Connection, name: str, gone: dict[str, Known], report: F
     )
 
 
-def _remember_withheld(connection: Connection, name: str, before: dict[str, Known], withheld: dict[str, Known]) -> None:
+def _mark_withheld(connection: Connection, name: str, before: set[str], now: set[str]) -> None:
     """Mark what awaits consent, and that alone."""
-    changed = [path for path, known in before.items() if known.withheld != (path in withheld)]
-    if changed:
-        connection.execute(
-            "UPDATE rag.document SET withheld = path = ANY (%s) WHERE collection = %s AND path = ANY (%s)",
-            [list(withheld), name, changed],
-        )
+    for paths, withheld in ((now - before, True), (before - now, False)):
+        if paths:
+            connection.execute(
+                "UPDATE rag.document SET withheld = %s WHERE collection = %s AND path = ANY (%s)",
+                [withheld, name, list(paths)],
+            )
