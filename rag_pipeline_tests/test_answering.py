@@ -145,6 +145,7 @@ def test_a_first_row_that_may_be_no_head_of_columns_is_quoted_where_it_answers(q
     [
         ("He said “reset it” [3].", "“He said ‘reset it’ (3).” [1]"),
         ("Reset it” [3] „here“ [1][2].", "“Reset it’ (3) ‚here‘ (1)(2).” [1]"),
+        ("Reset it [1: see [2]].", "“Reset it (1: see (2)).” [1]"),
         ("Reset it by `argv[3]`.", "“Reset it by `argv[3]`.” [1]"),
     ],
 )
@@ -264,7 +265,21 @@ def test_a_generated_answer_has_the_sources_it_cites_and_its_price():
         ("是[1]。否[9]。", "是[1]。否。", [1], 1),
         ("Yes [4] [12] [99] [12345] [passage 2024] [1, 2024].", "Yes [1].", [1], 6),
         ("Yes [x] [1a] [].", "Yes [x] [1a] [].", [], 0),
-        ("At [10:30] [Section 1] [0.5, 1] [1/2].", "At [10:30] [Section 1] [0.5, 1] [1/2].", [], 0),
+        ("At [10:30] [Section 1] [0.5, 1] [p. 1].", "At [10:30] [Section 1] [0.5, 1] [p. 1].", [], 0),
+        # Those behind a remark, and none of the numbers in it.
+        ("Yes [1: a.md, 2: b.md].", "Yes [1][2].", [1, 2], 0),
+        ("Yes [1, p. 3; 2, p. 4] [1, page 3; 9, page 4].", "Yes [1][2] [1].", [1, 2], 1),
+        ("Yes [1, page 3, 2, page 4] [1, pages 2, 3] [1, pp. 2, 3; 9].", "Yes [1][2] [1] [1].", [1, 2], 1),
+        ("Yes [1 (parts, 2), 3 (all)] [1: in May, 2024] [1: 3,000].", "Yes [1][3] [1] [1].", [1, 3], 0),
+        ("Yes [passage 1: foo, 2] [1: of 2 and 3] [1: a and 3: b].", "Yes [1][2] [1] [1][3].", [1, 2, 3], 0),
+        ("Yes [1†L3, 2†L5] [1: see [2]] [1, [9]].", "Yes [1][2] [1][2] [1].", [1, 2], 1),
+        ("Yes [1, §3] [1, section 2] [1, line 3] [cite: 2].", "Yes [1] [1] [1] [2].", [1, 2], 0),
+        ("Yes [1‐3] [1‑2] [1−2] [1 to 3].", "Yes [1][2][3] [1][2] [1][2] [1][2][3].", [1, 2, 3], 0),
+        ("Yes [1 or 2] [1 und 3] [1/2].", "Yes [1][2] [1][3] [1][2].", [1, 2, 3], 0),
+        # Intervals, and fractions of what are not passages.
+        ("In [0, 1] [0-5] [1, 0] [0 to 1].", "In [0, 1] [0-5] [1, 0] [0 to 1].", [], 0),
+        ("Open [24/7], part [1/9] [1].", "Open [24/7], part [1/9] [1].", [1], 0),
+        ("~~~\nx [9] `\n~~~ Yes [9].", "~~~\nx [9] `\n~~~ Yes.", [], 1),
         ("In [2024] and [1999-2001] [1].", "In [2024] and [1999-2001] [1].", [1], 0),
         ("Yes [" + "9" * 5000 + "].", "Yes [" + "9" * 5000 + "].", [], 0),
         ("No citation at all.", "No citation at all.", [], 0),
@@ -295,7 +310,27 @@ def test_numbers_right_behind_a_name_that_is_indexed_are_no_citations(written, c
 
 @pytest.mark.parametrize(
     "repeated",
-    ["a", "](a", "[1](a", "[1", "[1] ", "[1, ", "[", ".", "]( ", "`` `", "//a", "argv[1]", f"{NO_ANSWER} ", ". "],
+    [
+        "a",
+        "](a",
+        "[1](a",
+        "[1",
+        "[1] ",
+        "[1, ",
+        "[",
+        ".",
+        "]( ",
+        "`` `",
+        "//a",
+        "argv[1]",
+        f"{NO_ANSWER} ",
+        ". ",
+        "~~~~ ",
+        "[1: [2] ",
+        "[1, p 2, ",
+        "[1: [",
+        f"[1: {'[' + 'x' * 40 + ']'}",
+    ],
 )
 @pytest.mark.parametrize("size", [3, 300_000])
 def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size):
@@ -435,7 +470,7 @@ written = st.lists(
         ["word", " ", "\n", "[1]", "[2", "]", "[", ", 9", "[9]", "1", "(", ")", "http", "://", "evil.org", "`", "```",
          NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a", "Not in the ", "passages", "//", "www.",
          "HTTPS:", "-3]", "[passage", "【", "】", "<", "\\\\", "5", "\\", "†source", " and ", "^", ": a", "[2024]",
-         "argv[0]", "argv[1]", "４", "［", "](", "\\[9\\]", "long words " * 20]
+         "argv[0]", "argv[1]", "４", "［", "](", "~~~", "~", ", p. 3; 2", "\\[9\\]", "long words " * 20]
     ),
     max_size=25,
 ).map("".join)  # fmt: skip
@@ -455,7 +490,7 @@ def test_a_stream_shows_what_the_whole_reply_would_however_it_is_split(written, 
         whole = answer("How?", passages, Writes(written + " x"))
     assert "".join(shown) == stream.answer.text
     assert stream.answer == whole
-    code_left_out = re.sub(r"```(?s:.*?)```|``(?!`)(?:[^`\n]|`(?!`))+``|`[^`\n]*`", "", stream.answer.text)
+    code_left_out = re.sub(r"(```|~~~)(?s:.*?)\1|``(?!`)(?:[^`\n]|`(?!`))+``|`[^`\n]*`", "", stream.answer.text)
     assert "[9]" not in re.sub(r"\w(\[[\d, -]+\])+", "", code_left_out)
     assert "http://evil" not in code_left_out
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 
 from rag_pipeline.core.prompting import NO_ANSWER, Prompt
 
@@ -12,19 +12,37 @@ DO_NOT_SAY = "the documents do not say"
 LONGEST_REFUSAL = 200
 
 # [1], and what some models write for it and for [1][2], in brackets of any kind: [1, 2], [1 and 2], [1-3], [passage 1],
-# [^1], [**1**], \[1\], [1: guide.md], [1, page 3], 【1†source】.
+# [^1], [**1**], \[1\], [1: guide.md], [1, page 3], [1: guide.md, 2: notes.md], 【1†source】.
 _OPEN, _CLOSE, _INSIDE = r"(?:\\?[\[【［])", r"(?:\\?[\]】］])", r"[^\[\]【】［］]"
+_NESTED = rf"[\[【［]{_INSIDE}{{0,40}}"
+_CONTENT = rf"(?:{_INSIDE}|{_NESTED}[\]】］])"
 _MARKS = r"[\s#^*_]{0,6}"
-_LABEL = r"(?i:passages?|sources?|documents?|docs?|references?|refs?|citations?)[\s.:#^*_-]{0,4}"
-_ITEM = rf"{_MARKS}(?:{_LABEL})?\d{{1,9}}(?:\s{{0,6}}[-–—]\s{{0,6}}\d{{1,9}})?{_MARKS}"
-_ITEMS = rf"{_ITEM}(?:(?:[,;&]\s?(?:and\b)?|(?<!\d)and\b){_ITEM})*"
-_REMARK = rf"(?:(?::(?!\d)|(?::\d+)?†|\(|,\s?p(?:p?\.|ages?\b)){_INSIDE}*)?"
+_LABEL = r"(?i:passages?|sources?|documents?|docs?|references?|refs?|citations?|cite)[\s.:#^*_-]{0,4}"
+_TO, _AND = r"(?:[-‐‑–—−]|(?<=\s)to\s)", r"(?:and|or|und|oder)\b"
+_RANGE = rf"\d{{1,9}}(?:\s{{0,6}}{_TO}\s{{0,6}}\d{{1,9}})?"
+_ITEM = rf"{_MARKS}(?:{_LABEL})?{_RANGE}{_MARKS}"
+_ITEMS = rf"{_ITEM}(?:(?:[,;&/]\s?(?:{_AND})?|(?<!\d){_AND}){_ITEM})*"
+# The place in a passage, and all that a remark may begin with.
+_PLACE = r"(?i:(?:pages?|sections?|lines?|chapters?|paragraphs?)\b|(?:pp?|sect?|ll?|ch|para?)\.|§)"
+_DETAIL = rf"(?::(?!\d)|(?::\d+)?†|\(|,\s?{_PLACE}|,?\s?(?=[\[【［]))"
+_REMARK = rf"(?:{_DETAIL}{_CONTENT}*)?"
 # What is held back while it may become one has to hold the longest: up to its first digit, and from there.
 _LONGEST, _TO_DIGIT = 240, 20
-_CITATION = rf"(?:{_OPEN}{{1,3}}(?={_INSIDE}{{1,{_LONGEST}}}[\]】］]){_ITEMS}{_REMARK}{_CLOSE}{{1,3}})"
-_BEGUN = rf"{_OPEN}{{1,3}}(?:(?!\d){_INSIDE}){{0,{_TO_DIGIT}}}(?:\d+(?:(?![^\W_]){_INSIDE}{{1,{_LONGEST}}})?)?"
+_CITATION = rf"(?:{_OPEN}{{1,3}}(?={_CONTENT}{{1,{_LONGEST}}}[\]】］]){_ITEMS}{_REMARK}{_CLOSE}{{1,3}})"
+_REST = rf"(?![^\W_]){_CONTENT}{{0,{_LONGEST}}}(?:{_NESTED})?"
+_BEGUN = rf"{_OPEN}{{1,3}}(?:(?!\d){_INSIDE}){{0,{_TO_DIGIT}}}(?:\d+(?:{_REST})?)?"
 _PARTS = re.compile(rf"{_OPEN}{{1,3}}({_ITEMS})({_REMARK}){_CLOSE}{{1,3}}")
 _OF_OTHERS = re.compile(rf"(?<![A-Za-z0-9_]){_CITATION}+")
+_ROUND = str.maketrans("[]【】［］", "()()()")
+# The further citations of a remark. No number is one that stands in round brackets, in a list behind a plural (pages 3,
+# 4), or behind anything but a comma, unless what follows is a remark too.
+_FURTHER = re.compile(
+    rf"""\([^()]*\)
+       | (?:\b(?i:\w+s|pp\.)|§§) \s? \d++ (?: \s?(?:{_TO}|,|&|{_AND})\s?\d++(?!\s?{_DETAIL}) )+
+       | (?: (?:[;&]|(?<!\d),|,(?=\s))\s?(?:{_AND})? | (?<!\w){_AND}(?={_ITEM}{_DETAIL}) | [\[【［] )
+         (?P<item> {_ITEM}) (?= [,;&(†\]】］] | :(?!\d) | {_AND} | \Z )""",
+    re.VERBOSE,
+)
 # What programs write behind a name: argv[1], cells[0][2].
 _INDEX = re.compile(r"(?:\[[\d\s,;–—-]+\])+")
 _NAME = re.compile(r"[A-Za-z0-9_]*\Z")
@@ -49,13 +67,15 @@ def _pieces(begun: bool) -> re.Pattern:
         # The longest name of a scheme is https.
         r"[A-Za-z]{1,5}(?::[/\\]?|\.)?",
         r"/(?:/[\w.@:-]*)?",
+        "~~?",
         _ADDRESS,
     )
     or_begun = "|".join(rf"(?:{form})\Z" for form in unfinished) + "|" if begun else ""
     or_end = r"|\Z" if begun else ""
     return re.compile(
         rf"""{or_begun}
-             (?P<code> ```(?s:.*?)(?:```{or_end}) | ``(?!`)(?:[^`\n]|`(?!`))++(?:``{or_end}) | `[^`\n]*(?:`{or_end}) )
+             (?P<code> (?P<fence> ```|~~~)(?s:.*?)(?:(?P=fence){or_end})
+                     | ``(?!`)(?:[^`\n]|`(?!`))++(?:``{or_end}) | `[^`\n]*(?:`{or_end}) )
            | (?P<marker> (?i:{re.escape(NO_ANSWER)}) )
            # A link behind it is no part of a citation.
            | (?P<space> [ ]?) (?P<citations> {_CITATION}+) (?:\(\s*(?:{_TARGET})?(?:\s*\)|(?={_TARGET_ENDS})))?
@@ -68,7 +88,8 @@ def _pieces(begun: bool) -> re.Pattern:
 
 def without_citations(text: str) -> str:
     """The text of others, its citations in round brackets: they are none of ours."""
-    return _OF_OTHERS.sub(lambda found: _PARTS.sub(r"(\1\2)", found[0]), text)
+    in_round = partial(_PARTS.sub, lambda bracket: f"({(bracket[1] + bracket[2]).translate(_ROUND)})")
+    return _OF_OTHERS.sub(lambda found: in_round(found[0]), text)
 
 
 class ReplyCheck:
@@ -76,7 +97,7 @@ class ReplyCheck:
 
     A citation that names no passage is dropped and counted. So is the address of a link or image that stands neither
     in a passage nor in the question: one that was made up may carry what the model has read to wherever it leads.
-    What stands in code (between backticks) is code and left alone; so are years, and numbers in brackets right behind a
+    What stands in code (between backticks or ~~~) is code and left alone; so are years, and numbers in brackets right behind a
     name when one of them names no passage: an index.
     """
 
@@ -178,14 +199,24 @@ class ReplyCheck:
         return brackets
 
     def _cited(self, bracket: re.Match) -> str:
-        """The citations of one bracket as they are to be; a bracket of nothing but years as it is."""
+        """The citations of one bracket as they are to be; as it is, a bracket of nothing but years, an interval (a list
+        with a 0) or a fraction of what are not two passages."""
         listed, remark = bracket.groups()
         numbers = list(self._numbers(listed))
-        if not remark and not re.search(r"[^\W\d_]", listed) and all(map(self._is_year, re.findall(r"\d+", listed))):
-            return bracket[0]
+        if not remark and not re.search(r"[^\W\d_]", listed.replace(" to ", "-")):
+            years = all(map(self._is_year, re.findall(r"\d+", listed)))
+            if (
+                years
+                or (0 in numbers[1:] + numbers[:-1])
+                or ("/" in listed and not all(map(self._is_passage, numbers)))
+            ):
+                return bracket[0]
         if re.match(r":\d", remark):
             # 【4:0†source】 names a file of another list than ours.
             numbers = [0]
+        for further in _FURTHER.finditer(remark):
+            if further["item"] and not self._is_year(further["item"].strip()):
+                numbers += self._numbers(further["item"])
         kept = [number for number in numbers if self._is_passage(number)]
         self._named += (("", number) for number in kept)
         self.citations_dropped += len(numbers) - len(kept)
@@ -199,6 +230,6 @@ class ReplyCheck:
 
     def _numbers(self, listed: str) -> Iterator[int]:
         """The numbers of a list, those of a range each; all that a range has beyond the passages are one."""
-        for first, last in re.findall(r"(\d+)(?:\s*[-–—]\s*(\d+))?", listed):
+        for first, last in re.findall(rf"(\d+)(?:\s*{_TO}\s*(\d+))?", listed):
             low, high = sorted((int(first), int(last or first)))
             yield from range(low, max(low, min(high, len(self._prompt.passages) + 1)) + 1)
