@@ -300,12 +300,34 @@ def test_citations_of_what_was_not_given_are_dropped_and_counted(written, text, 
         # A word that no number but a passage's stands behind.
         ("Ten days[1]. At noon[2, 3].", [1, 2, 3]),
         ("Ten days[1][2].", [1, 2]),
+        ("Set max_items[1] of v2.0[2] in guide.md[3].", [1, 2, 3]),
+        ("Use argv[1:] of argv[1] [2].", [2]),
+        # What no citation follows, or only programs write.
+        ("Use f(x)[0], cells[i][9] and f(x, y)[9] [2].", [2]),
+        ("Use sys.argv[9], of sys.argv[1], max_items[9] and myList[9] [2].", [2]),
     ],
 )
 def test_numbers_right_behind_a_name_that_is_indexed_are_no_citations(written, cited):
     result = answer("How?", hits(*PASSAGES), Writes(written))
     assert (result.text, [source.citation for source in result.sources]) == (written, cited)
     assert result.citations_dropped == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "cited", "dropped"),
+    [
+        ("Die Straße[1] ist gut. Die Größe[9] nicht.", "Die Straße[1] ist gut. Die Größe nicht.", [1], 1),
+        ("Version 2.0[1] came before 3.0[8].", "Version 2.0[1] came before 3.0.", [1], 1),
+        ("30 days[1], or 14 days[9]. A day[2][9], (so)[9].", "30 days[1], or 14 days. A day[2], (so).", [1, 2], 3),
+        ("Q3[9] of PostgreSQL[9], in GPT4[1].", "Q3 of PostgreSQL, in GPT4[1].", [1], 2),
+        ("Version 2.0[2024], argv[passage 1], argv[0].", "Version 2.0[2024], argv[1], argv[0].", [1], 0),
+        ("Use argv[1](//evil.org) and argv[0](//evil.org).", "Use argv[1] and argv[0].", [], 0),
+    ],
+)
+def test_numbers_right_behind_any_other_word_are_citations(written, text, cited, dropped):
+    result = answer("How?", hits(*PASSAGES), Writes(written))
+    assert (result.text, [source.citation for source in result.sources]) == (text, cited)
+    assert result.citations_dropped == dropped
 
 
 @pytest.mark.parametrize(
@@ -470,7 +492,8 @@ written = st.lists(
         ["word", " ", "\n", "[1]", "[2", "]", "[", ", 9", "[9]", "1", "(", ")", "http", "://", "evil.org", "`", "```",
          NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a", "Not in the ", "passages", "//", "www.",
          "HTTPS:", "-3]", "[passage", "【", "】", "<", "\\\\", "5", "\\", "†source", " and ", "^", ": a", "[2024]",
-         "argv[0]", "argv[1]", "４", "［", "](", "~~~", "~", ", p. 3; 2", "\\[9\\]", "long words " * 20]
+         "argv[0]", "argv[1]", "ß[9]", "a_b[9]", "４", "［", "](", "~~~", "~", ", p. 3; 2", "\\[9\\]",
+         "long words " * 20]
     ),
     max_size=25,
 ).map("".join)  # fmt: skip
@@ -491,7 +514,7 @@ def test_a_stream_shows_what_the_whole_reply_would_however_it_is_split(written, 
     assert "".join(shown) == stream.answer.text
     assert stream.answer == whole
     code_left_out = re.sub(r"(```|~~~)(?s:.*?)\1|``(?!`)(?:[^`\n]|`(?!`))+``|`[^`\n]*`", "", stream.answer.text)
-    assert "[9]" not in re.sub(r"\w(\[[\d, -]+\])+", "", code_left_out)
+    assert "[9]" not in re.sub(r"[\w)\]](\[[\d, -]+\])+", "", code_left_out)
     assert "http://evil" not in code_left_out
 
 

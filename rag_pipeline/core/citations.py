@@ -43,9 +43,12 @@ _FURTHER = re.compile(
          (?P<item> {_ITEM}) (?= [,;&(†\]】］] | :(?!\d) | {_AND} | \Z )""",
     re.VERBOSE,
 )
-# What programs write behind a name: argv[1], cells[0][2].
-_INDEX = re.compile(r"(?:\[[\d\s,;–—-]+\])+")
-_NAME = re.compile(r"[A-Za-z0-9_]*\Z")
+# What programs write behind a name: argv[1], cells[0][2], argv[1:].
+_INDEX = re.compile(r"(?:\[[\d\s,;:‐‑–—−-]+\])+")
+# The word before it, with what else programs index: calls and indexed names.
+_NAME = re.compile(r"(?<![\w.])(?P<name>\w[\w.]*)(?P<more>(?:\([^()\n]*\)|\[[^\[\]\s]*\])*)(?<!\.)\Z")
+# Names that only programs have: a_b, aB, a.b. Letters with digits are in any prose: Q3, 30min.
+_OF_CODE = re.compile(r"_|\b[a-z]{2,}[A-Z]|[^\W\d]\w*\.[^\W\d]")
 _LONGEST_NAME = 60
 
 # Where a Markdown link leads ends where another may begin, so that no text is gone through twice.
@@ -97,8 +100,8 @@ class ReplyCheck:
 
     A citation that names no passage is dropped and counted. So is the address of a link or image that stands neither
     in a passage nor in the question: one that was made up may carry what the model has read to wherever it leads.
-    What stands in code (between backticks or ~~~) is code and left alone; so are years, and numbers in brackets right behind a
-    name when one of them names no passage: an index.
+    What stands in code (between backticks or ~~~) is code and left alone; so are years, intervals and
+    what is an index: numbers in brackets right behind a name that is a program's.
     """
 
     def __init__(self, prompt: Prompt):
@@ -114,8 +117,7 @@ class ReplyCheck:
 
     @property
     def cited(self) -> list[int]:
-        """The passages, in the order they are cited. The numbers behind a name that is also indexed by what is no
-        passage cite none."""
+        """The passages, in the order they are cited. The numbers behind a name that is also indexed cite none."""
         return list(dict.fromkeys(number for name, number in self._named if name not in self._indexed))
 
     @property
@@ -177,10 +179,10 @@ class ReplyCheck:
             return instead if piece["marker"] == NO_ANSWER else piece["marker"]
         if piece["citations"]:
             near = (self.text[-_LONGEST_NAME:] + before[-_LONGEST_NAME:])[-_LONGEST_NAME:]
-            name = "" if piece["space"] else _NAME.search(near)[0]
-            if name and _INDEX.fullmatch(piece["citations"]):
-                return self._behind(name, piece["citations"])
-            kept = _PARTS.sub(self._cited, piece["citations"])
+            name = None if piece["space"] or not _INDEX.fullmatch(piece["citations"]) else _NAME.search(near)
+            if name and self._stays(name, piece["citations"]):
+                return piece["citations"]
+            kept = _PARTS.sub(partial(self._cited, name["name"] if name else ""), piece["citations"])
             # What is left out must not join its neighbours to what would have been left out too.
             joins = re.match(r"[^\s.,;!?)。，、；！？）]", piece.string[piece.end() :][:1])
             return piece["space"] + kept if kept else " " if joins else ""
@@ -189,16 +191,20 @@ class ReplyCheck:
                 return "](…" if piece["target"] else "…"
         return piece[0]
 
-    def _behind(self, name: str, brackets: str) -> str:
-        """Numbers right behind a name, as they stand: citations or an index, which later ones may tell."""
+    def _stays(self, name: re.Match, brackets: str) -> bool:
+        """Whether numbers right behind a name stay as they are: where all name passages, which makes them citations,
+        and where they are an index. That is what has a 0 or a colon, or names no passage behind a name that only
+        programs have; behind a name that is indexed anywhere, no number cites."""
         numbers = [number for listed, _ in _PARTS.findall(brackets) for number in self._numbers(listed)]
-        if all(map(self._is_passage, numbers)):
-            self._named += ((name, number) for number in numbers)
-        else:
-            self._indexed.add(name)
-        return brackets
+        passages = all(map(self._is_passage, numbers))
+        of_code = name["more"] or _OF_CODE.search(name["name"])
+        if ":" in brackets or 0 in numbers or (of_code and not passages):
+            self._indexed.add(name["name"])
+        elif passages:
+            self._named += ((name["name"], number) for number in numbers)
+        return passages or name["name"] in self._indexed
 
-    def _cited(self, bracket: re.Match) -> str:
+    def _cited(self, name: str, bracket: re.Match) -> str:
         """The citations of one bracket as they are to be; as it is, a bracket of nothing but years, an interval (a list
         with a 0) or a fraction of what are not two passages."""
         listed, remark = bracket.groups()
@@ -218,7 +224,7 @@ class ReplyCheck:
             if further["item"] and not self._is_year(further["item"].strip()):
                 numbers += self._numbers(further["item"])
         kept = [number for number in numbers if self._is_passage(number)]
-        self._named += (("", number) for number in kept)
+        self._named += ((name, number) for number in kept)
         self.citations_dropped += len(numbers) - len(kept)
         return "".join(f"[{number}]" for number in kept)
 
