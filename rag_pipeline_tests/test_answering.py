@@ -261,7 +261,10 @@ def test_a_generated_answer_has_the_sources_it_cites_and_its_price():
         ("Yes [^1] [#2] [**3**] [^9^] [#9] [**9**].", "Yes [1] [2] [3].", [1, 2, 3], 3),
         (r"Yes \[1\] \[9\].", "Yes [1].", [1], 1),
         ("Yes [1: 1.md] [2, page 3] [3 (Guide)] [9: 9.md].", "Yes [1] [2] [3].", [1, 2, 3], 1),
-        ("Yes [1](1.md) [2]( 2.md 'Two').", "Yes [1] [2] 'Two').", [1, 2], 0),
+        # A link behind it goes whole, and nothing with it that may be none.
+        ("Yes [1](1.md) [2]( 2.md 'Two' ) [3](a(b)c).", "Yes [1] [2] [3].", [1, 2, 3], 0),
+        ("Yes [1]( 1.md \"a 'b'\") [2](2.md (Two)).", "Yes [1] [2].", [1, 2], 0),
+        ("Yes [1](1.md 'a. [2](a(b c).", "Yes [1] 'a. [2](a(b c).", [1, 2], 0),
         ("是[1]。否[9]。", "是[1]。否。", [1], 1),
         ("Yes [4] [12] [99] [12345] [passage 2024] [1, 2024].", "Yes [1].", [1], 6),
         ("Yes [x] [1a] [].", "Yes [x] [1a] [].", [], 0),
@@ -358,7 +361,7 @@ def test_numbers_right_behind_any_other_word_are_citations(written, text, cited,
 def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size):
     # Were each position compared with all that follow, any of these would take many minutes.
     check = ReplyCheck(make_prompt("How?", hits(*PASSAGES), Writes("").model))
-    reply = repeated * (150_000 // len(repeated))
+    reply = "[1](" + repeated * (150_000 // len(repeated))
     shown = "".join(check.feed(reply[at : at + size]) for at in range(0, len(reply), size)) + check.finish()
     assert shown == check.text
 
@@ -370,6 +373,7 @@ def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size
         ('<img src="//evil.org/a"> <img src=//evil.org/a>', '<img src="…"> <img src=…>'),
         ("![a]( https://evil.org/a) [b](  //evil.org/b )", "![a](…) [b](… )"),
         ("[a]( <//evil.org/a> )", "[a](… )"),
+        ("[a](b(c)d) [a](b(c 'd')", "[a](…) [a](… 'd')"),
         ("[a][r]\n\n[r]: //evil.org/a 'b'", "[a][r]\n\n[r]: … 'b'"),
         ("See www.evil.org/a and WWW.evil.org.", "See … and …."),
         ("See //user@evil.org/a", "See …"),
@@ -380,6 +384,15 @@ def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size
 def test_no_form_of_an_address_that_was_made_up_is_shown(written, text):
     found = hits("See https://docs.org/a, www.docs.org/b and //docs.org/c")
     assert answer("How?", found, Writes(written)).text == text
+
+
+@pytest.mark.parametrize("written", ["[9].", " **[9]**", "- [9](9.md).\n- [8]\n"])
+def test_a_reply_of_nothing_but_what_is_dropped_is_no_answer(written):
+    stream = stream_answer("How?", hits(*PASSAGES), Writes(list(written)))
+    assert list(stream) == ["The documents of docs do not answer this question."]
+    assert (stream.answer.answered, stream.answer.citations_dropped > 0) == (False, True)
+    for shown in ("…", "[1]."):
+        assert answer("How?", hits(*PASSAGES), Writes(shown)).text == shown
 
 
 def test_what_the_model_says_instead_of_an_answer_counts_in_any_case_at_the_beginning():
@@ -492,8 +505,8 @@ written = st.lists(
         ["word", " ", "\n", "[1]", "[2", "]", "[", ", 9", "[9]", "1", "(", ")", "http", "://", "evil.org", "`", "```",
          NO_ANSWER, "NOT IN", "*", "![", "é", ".", "https://docs.org/a", "Not in the ", "passages", "//", "www.",
          "HTTPS:", "-3]", "[passage", "【", "】", "<", "\\\\", "5", "\\", "†source", " and ", "^", ": a", "[2024]",
-         "argv[0]", "argv[1]", "ß[9]", "a_b[9]", "４", "［", "](", "~~~", "~", ", p. 3; 2", "\\[9\\]",
-         "long words " * 20]
+         "argv[0]", "argv[1]", "ß[9]", "a_b[9]", "４", "［", "](", "~~~", "~", ", p. 3; 2", "(a)", " 't", "' )",
+         "\\[9\\]", "long words " * 20]
     ),
     max_size=25,
 ).map("".join)  # fmt: skip

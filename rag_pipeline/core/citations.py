@@ -53,6 +53,11 @@ _LONGEST_NAME = 60
 
 # Where a Markdown link leads ends where another may begin, so that no text is gone through twice.
 _TARGET = r"(?:[^)\s\]]|\](?!\())++"
+# The same with round brackets that are closed in it, and its title.
+_WHOLE_TARGET = r"(?:[^()\s\]]|\([^()\s\]]*+\)|\](?!\())++"
+_TITLE = r"""(?:"[^"\n]{0,200}"|'[^'\n]{0,200}'|\([^()\n]{0,200}\))"""
+_TARGET_BEGUN = r"(?:[^()\s\]]|\([^()\s\]]*+\)?|\](?!\())++"
+_TITLE_BEGUN = r"""(?:"[^"\n]{0,200}|'[^'\n]{0,200}|\([^()\n]{0,200})"""
 _TARGET_ENDS = r"""\s*\)|\s+["'(]|\]\("""
 # With its scheme, with that of the page it is shown in, or with the name that programs take for an address.
 _HOST = r"[\w.@:-]*\.\w"
@@ -64,9 +69,9 @@ def _pieces(begun: bool) -> re.Pattern:
     """What has to be looked at as a whole; with `begun` also what reaches the end and may be the beginning of that."""
     unfinished = (
         "|".join(f"(?i:{re.escape(NO_ANSWER[:length])})" for length in range(1, len(NO_ANSWER))),
-        rf"[ ]?{_CITATION}+\(\s*(?:{_TARGET}\s*)?",
+        rf"[ ]?{_CITATION}+\(\s*(?:{_TARGET_BEGUN}\s*(?:{_TITLE}\s*|{_TITLE_BEGUN})?)?",
         rf"[ ]?{_CITATION}*(?:{_BEGUN})?\\?",
-        rf"\](?:\(\s*(?:{_TARGET}\s*)?)?",
+        rf"\](?:\(\s*(?:{_TARGET_BEGUN}\s*)?)?",
         # The longest name of a scheme is https.
         r"[A-Za-z]{1,5}(?::[/\\]?|\.)?",
         r"/(?:/[\w.@:-]*)?",
@@ -81,9 +86,10 @@ def _pieces(begun: bool) -> re.Pattern:
                      | ``(?!`)(?:[^`\n]|`(?!`))++(?:``{or_end}) | `[^`\n]*(?:`{or_end}) )
            | (?P<marker> (?i:{re.escape(NO_ANSWER)}) )
            # A link behind it is no part of a citation.
-           | (?P<space> [ ]?) (?P<citations> {_CITATION}+) (?:\(\s*(?:{_TARGET})?(?:\s*\)|(?={_TARGET_ENDS})))?
+           | (?P<space> [ ]?) (?P<citations> {_CITATION}+)
+             (?:\(\s*+ (?: {_WHOLE_TARGET}(?:\s+{_TITLE})?\s*\) | (?:{_TARGET})?(?:\s*\)|(?={_TARGET_ENDS})) ))?
            # Where a Markdown link or image leads, and an address that stands by itself.
-           | \]\(\s* (?P<target> {_TARGET}) (?={_TARGET_ENDS})
+           | \]\(\s* (?P<target> {_WHOLE_TARGET}(?=\s*\)|\s+{_TITLE}) | {_TARGET}(?={_TARGET_ENDS}))
            | (?P<address> {_ADDRESS}(?<![.,;:!?]) )""",
         re.VERBOSE,
     )
@@ -158,8 +164,9 @@ class ReplyCheck:
         self._refuses = False
         if not self.text:
             shown = shown.lstrip()
-        # White space waits for what follows it, and signs at the beginning for a word.
-        visible = shown.rstrip() if not hold or self.text or re.search(r"\w", shown) else ""
+        # White space waits for what follows it, and signs at the beginning for a word: behind what was dropped they
+        # are no answer.
+        visible = shown.rstrip() if self.text or re.search(r"\w", shown) or not (hold or self.citations_dropped) else ""
         self._held = shown[len(visible) :]
         self.text += visible
         return visible
