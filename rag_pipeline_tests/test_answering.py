@@ -123,9 +123,31 @@ def test_a_row_an_item_and_a_sentence_with_abbreviations_are_found(question, quo
     assert best_sentences(question, hits(TABLE, heading=()))[0] == (1, quoted)
 
 
-@pytest.mark.parametrize("word", ["many", "much", "long", "often", "far", "old", "get", "got", "whose", "please"])
-def test_a_word_of_questions_need_not_stand_in_the_answer(word):
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("many", "much", "long", "often", "far", "old", "get", "got", "whose", "please", "like", "tell"),
+        *("really", "would", "know", "want", "need"),
+    ],
+)
+def test_a_word_of_questions_need_not_stand_in_the_answer_and_makes_none(word):
     assert answer(f"How {word} fathers?", hits("- Mothers: 14 weeks\n- Fathers: 2 weeks"), None).answered
+    assert not answer(f"What ports {word}?", hits(f"Mothers {word} tea."), None).answered
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Erlaubt ist z. B. eine Jacke.",
+        "Erlaubt ist i. d. R. eine Jacke, d. h. sie, u. a. Hosen, z.B. lange.",
+        "Erlaubt hat es bzw. Prof. Dr. Maus, Nr. 5, usw. oder ca. drei etc. von ihnen.",
+        "Erlaubt sind evtl. zwei, max. 3.",
+        "Erlaubt: e. g. Hats, i. e. red, e.g. these, i.e. Those.",
+    ],
+)
+def test_an_abbreviation_ends_no_sentence(sentence):
+    found = hits(f"Am Anfang. {sentence} Anderes nicht.")
+    assert best_sentences("Erlaubt?", found) == [(1, sentence)]
 
 
 @pytest.mark.parametrize(
@@ -514,6 +536,7 @@ written = st.lists(
 
 @settings(deadline=None)
 @example("So [1][9]. See https://x.org/a.b. And `b[9]` [[9]9], http[9]://evil.org", list(range(60)))
+@example("~~~ [9] ~~~ [1: see [2]] [1](a 'b') x", list(range(60)))
 @given(written, st.lists(st.integers(0, 60)))
 def test_a_stream_shows_what_the_whole_reply_would_however_it_is_split(written, cuts):
     cuts = sorted({0, *cuts, 60})

@@ -44,17 +44,21 @@ WRAPPED = 45
 CELLS = " | "
 LIST_ITEM = re.compile(r"\s*(?:[-*+•–]|\(?\w{1,3}[.)])\s")
 
-# Ends no sentence, before what it numbers.
-NUMBERED = regex.compile(
-    r"(?i:\b(?:abb|abs|app|art|cap|kap|no|para?|sect?|tab|tbl|thm|ver)\.)\s+(?=\d|\p{Lu}(?!\w)|[IVX]+(?!\w))"
+# What ends no sentence: an abbreviation before what it numbers, one in several parts (z. B., i. d. R.), and a letter or
+# what is short for a word before a small letter.
+UNENDED = regex.compile(
+    r"""(?i:\b(?:abb|abs|app|art|cap|kap|no|para?|sect?|tab|tbl|thm|ver)\.)\s+(?=\d|\p{Lu}(?!\w)|[IVX]+(?!\w))
+      | \b\p{L}\.\s+(?=\p{L}\.) | (?<=\b\p{L}\.\s+)\p{L}\.\s+
+      | \b(?:\p{Ll}|(?i:eigtl|engl|evtl|excl|exkl|incl|max|min|mind|mio|mrd|nr|sog|std|tel|zzgl))\.\s+(?=[\p{Ll}\d])""",
+    regex.VERBOSE,
 )
 
 STOP_WORDS = frozenset(
     WORD.findall(
         """a about an and any are as at be been but by can could did do does far for from get gets got had has have how
-        i if in into is it its long many may me mean means much must my no not of often old on or our please should so
-        than that the their them then there these they this to was we were what when where which who whom whose why
-        will with without would you your"""
+        i if in into is it its know like long many may me mean means much must my need no not of often old on or our
+        please really should so tell than that the their them then there these they this to want was we were what when
+        where which who whom whose why will with without would you your"""
     )
 )
 
@@ -120,8 +124,8 @@ def _sentences(hit: Hit, wanted: set[str]) -> Iterator[tuple[str, str]]:
             columns = row
             if re.search(r"\d", below):
                 continue
-        numbered = {match.end() for match in NUMBERED.finditer(text, start, end)}
-        ends = [*(at for at in sentences(text, start, end) if at not in numbered), end]
+        unended = {match.end() for match in UNENDED.finditer(text, start, end)}
+        ends = [*(at for at in sentences(text, start, end) if at not in unended), end]
         for begin, until in zip([start, *ends], ends, strict=False):
             sentence = text[begin:until].strip()
             if not _words(sentence) or _words(sentence) in headings:
