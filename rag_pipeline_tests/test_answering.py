@@ -295,7 +295,8 @@ def test_a_generated_answer_has_the_sources_it_cites_and_its_price():
         ("Yes [1: a.md, 2: b.md].", "Yes [1][2].", [1, 2], 0),
         ("Yes [1, p. 3; 2, p. 4] [1, page 3; 9, page 4].", "Yes [1][2] [1].", [1, 2], 1),
         ("Yes [1, page 3, 2, page 4] [1, pages 2, 3] [1, pp. 2, 3; 9].", "Yes [1][2] [1] [1].", [1, 2], 1),
-        ("Yes [1 (parts, 2), 3 (all)] [1: in May, 2024] [1: 3,000].", "Yes [1][3] [1] [1].", [1, 3], 0),
+        ("Yes [1, pages 3, 2, page 4] [3: pages 2, 1: a].", "Yes [1][2] [3][1].", [1, 2, 3], 0),
+        ("Yes [1 (parts, 2, 2), 3 (all)] [1: in May, 2024] [1: 3,000].", "Yes [1][3] [1] [1].", [1, 3], 0),
         ("Yes [passage 1: foo, 2] [1: of 2 and 3] [1: a and 3: b].", "Yes [1][2] [1] [1][3].", [1, 2, 3], 0),
         ("Yes [1†L3, 2†L5] [1: see [2]] [1, [9]].", "Yes [1][2] [1][2] [1].", [1, 2], 1),
         ("Yes [1, §3] [1, section 2] [1, line 3] [cite: 2].", "Yes [1] [1] [1] [2].", [1, 2], 0),
@@ -536,6 +537,7 @@ written = st.lists(
 
 @settings(deadline=None)
 @example("So [1][9]. See https://x.org/a.b. And `b[9]` [[9]9], http[9]://evil.org", list(range(60)))
+@example("[1: [2]] x", list(range(60)))
 @example("~~~ [9] ~~~ [1: see [2]] [1](a 'b') x", list(range(60)))
 @given(written, st.lists(st.integers(0, 60)))
 def test_a_stream_shows_what_the_whole_reply_would_however_it_is_split(written, cuts):
