@@ -6,6 +6,12 @@ from rag_pipeline.core.chatting import Part
 from rag_pipeline.core.models import ChatModel
 from rag_pipeline.core.retrieval import AlsoIn, Hit, Hits
 
+PASSAGES = (
+    "Reset your password on the settings page. It takes effect at once.",
+    "Passwords expire after ninety days.",
+    "The canteen opens at noon.",
+)
+
 
 def hits(*contents: str, path: str = "{}.md", heading: tuple[str, ...] = ("Guide",), **fields: object) -> Hits:
     """A hit for each content; number n stands on page n from 10 n."""

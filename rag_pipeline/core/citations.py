@@ -106,8 +106,8 @@ class ReplyCheck:
 
     A citation that names no passage is dropped and counted. So is the address of a link or image that stands neither
     in a passage nor in the question: one that was made up may carry what the model has read to wherever it leads.
-    What stands in code (between backticks or ~~~) is code and left alone; so are years, intervals and
-    what is an index: numbers in brackets right behind a name that is a program's.
+    What stands in code (between backticks or ~~~) is code and left alone; so are years, intervals and what is an index:
+    numbers in brackets right behind a name that is a program's.
     """
 
     def __init__(self, prompt: Prompt):
@@ -218,11 +218,9 @@ class ReplyCheck:
         numbers = list(self._numbers(listed))
         if not remark and not re.search(r"[^\W\d_]", listed.replace(" to ", "-")):
             years = all(map(self._is_year, re.findall(r"\d+", listed)))
-            if (
-                years
-                or (0 in numbers[1:] + numbers[:-1])
-                or ("/" in listed and not all(map(self._is_passage, numbers)))
-            ):
+            interval = len(numbers) > 1 and 0 in numbers
+            fraction = "/" in listed and not all(map(self._is_passage, numbers))
+            if years or interval or fraction:
                 return bracket[0]
         if re.match(r":\d", remark):
             # 【4:0†source】 names a file of another list than ours.
