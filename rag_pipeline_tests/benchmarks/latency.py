@@ -99,6 +99,12 @@ def fill(connection: Connection, texts: Texts, number: int) -> VectorIndex:
            FROM rag.chunking WHERE collection = %s""",
         [NAME],
     )
+    # Publishing wants to know that there is a text; no search reads it.
+    connection.execute(
+        """INSERT INTO rag.parsed_text (collection, parse_key, text)
+           SELECT collection, parse_key, '' FROM rag.chunking WHERE collection = %s""",
+        [NAME],
+    )
     build_graph(connection, index)
     publish_documents(connection, collection)
     return active_index(connection, NAME)
