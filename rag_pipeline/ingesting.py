@@ -48,7 +48,7 @@ def ingest(
     started, run_id = perf_counter(), str(uuid4())
     with _quiet_dagster(), dagster_instance(runtime) as instance:
         from rag_pipeline.definitions import build_definitions
-        from rag_pipeline.resources import consents, open_pipeline
+        from rag_pipeline.resources import open_pipeline, request_tags
 
         asked = {"allow_mass_removal": allow_mass_removal, "retry_failed": retry_failed}
         with open_pipeline(runtime, instance, name, run_id, progress, **asked, wait=wait) as pipeline:
@@ -60,7 +60,7 @@ def ingest(
                         instance=instance,
                         partition_key=name,
                         run_id=run_id,
-                        tags={ASKED_BY_TAG: INGEST_COMMAND} | consents(**asked),
+                        tags={ASKED_BY_TAG: INGEST_COMMAND} | request_tags(**asked),
                         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                     )
                 )

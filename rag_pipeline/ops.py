@@ -23,6 +23,7 @@ from pydantic import Field
 
 from rag_pipeline.client import Rag
 from rag_pipeline.core.answering import Answer
+from rag_pipeline.core.collections import split_names
 from rag_pipeline.core.errors import RagError
 from rag_pipeline.core.retrieval import Hits
 
@@ -39,7 +40,7 @@ class Asked(Config):
 def retrieve(config: Asked, rag: ResourceParam[Rag]) -> Hits:
     """The passages that have most to do with the question."""
     with one_line():
-        return rag.retrieve([name.strip() for name in config.collection.split(",")], config.question, config.k)
+        return rag.retrieve(split_names(config.collection), config.question, config.k)
 
 
 @op(out=Out(Answer, io_manager_key="in_memory", description="The answer and its sources."))

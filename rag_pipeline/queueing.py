@@ -34,10 +34,13 @@ def queue_runs(
         from dagster import DagsterEvent
 
         from rag_pipeline.definitions import defs
-        from rag_pipeline.resources import PARTITION_TAG, consents
+        from rag_pipeline.resources import PARTITION_TAG, request_tags
 
         job = defs.resolve_job_def(JOB)
-        tags = {ASKED_BY_TAG: asked_by, **consents(allow_mass_removal=allow_mass_removal, retry_failed=retry_failed)}
+        tags = {
+            ASKED_BY_TAG: asked_by,
+            **request_tags(allow_mass_removal=allow_mass_removal, retry_failed=retry_failed),
+        }
         runs = [
             instance.create_run_for_job(job, tags={PARTITION_TAG: name, **tags}, remote_job_origin=_origin())
             for name in names

@@ -26,7 +26,7 @@ RETRY_TAG = "rag/retry_failed"
 RECONCILE_TAG = "rag/reconcile"
 
 
-def consents(*, allow_mass_removal: bool = False, retry_failed: bool = False) -> dict[str, str]:
+def request_tags(*, allow_mass_removal: bool = False, retry_failed: bool = False) -> dict[str, str]:
     """The tags of a run that is asked for so."""
     return ({MASS_REMOVAL_TAG: "yes"} if allow_mass_removal else {}) | ({RETRY_TAG: "yes"} if retry_failed else {})
 

@@ -298,6 +298,17 @@ def test_what_is_withheld_stays_so_whatever_is_added_and_until_it_is_back(pipeli
     pipeline.assert_clean()
 
 
+def test_what_else_goes_is_judged_by_what_does_not_wait(pipeline):
+    paths = fill(pipeline, 40)
+    pipeline.run()
+    pipeline.delete(*paths[:21])
+    assert pipeline.run().files.withheld == 21
+    pipeline.delete(*paths[21:31])  # of forty a quarter, and of the nineteen that were left more than half
+    assert pipeline.run().files.withheld == 31
+    assert pipeline.run(allow_mass_removal=True).files.removed == 31
+    pipeline.assert_clean()
+
+
 def test_a_run_that_is_killed_gives_no_consent(pipeline, monkeypatch):
     """The files that it added would make the removal a small one."""
     paths = fill(pipeline, 20)

@@ -62,7 +62,9 @@ def test_queue_prints_the_id_at_once_and_says_that_nobody_executes_it(rag, handb
 def test_a_folder_is_queued_as_its_collection_and_all_collections_at_once(rag, handbook, tmp_path):
     (other := tmp_path / "other").mkdir()
     assert rag.done("ingest", handbook, "--queue", "--json").json["collection"] == "handbook"
-    rag.done("ingest", other, "--queue")
+    retried = rag.done("ingest", other, "--queue", "--retry-failed").out.strip()
+    with dagster_instance(rag.runtime()) as instance:
+        assert instance.get_run_by_id(retried).tags["rag/retry_failed"] == "yes"
     runs = rag.done("ingest", "--all", "--queue", "--json").json["runs"]
     assert [each["collection"] for each in runs] == ["handbook", "other"]
     assert {state(rag, each["run_id"])["state"] for each in runs} == {"queued"}

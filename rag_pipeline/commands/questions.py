@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rag_pipeline.commands.common import as_json, print_json
+from rag_pipeline.core.collections import split_names
 from rag_pipeline.runtime import Runtime
 
 # Questions that are named one by one.
@@ -33,7 +34,7 @@ def search(runtime: Runtime, name: str, query: str, k: int, mode: str, filters: 
     from rag_pipeline.printing import print_hits
 
     with Rag(runtime) as rag:
-        hits = rag.search(_names(name), query, k=k, mode=mode, filters=filters)
+        hits = rag.search(split_names(name), query, k=k, mode=mode, filters=filters)
     if as_json:
         print_json(
             {
@@ -60,7 +61,7 @@ def ask(runtime: Runtime, name: str, question: str, k: int, as_json: bool) -> No
     from rag_pipeline.printing import print_answer
 
     with Rag(runtime) as rag:
-        answer = rag.ask(_names(name), question, k=k, stream=sys.stdout.isatty() and not as_json)
+        answer = rag.ask(split_names(name), question, k=k, stream=sys.stdout.isatty() and not as_json)
     if as_json:
         print_json(
             {
@@ -111,8 +112,3 @@ def evaluate(runtime: Runtime, name: str, questions: Path, k: int, mode: str, as
         print_json(figures)
     else:
         print_evaluation(evaluation)
-
-
-def _names(names: str) -> list[str]:
-    """Of several collections, with commas between them, spaces or none."""
-    return [name.strip() for name in names.split(",")]

@@ -154,6 +154,11 @@ def require_name(name: str) -> None:
         )
 
 
+def split_names(names: str) -> list[str]:
+    """Of several collections in one text, with commas between them, spaces or none."""
+    return [name.strip() for name in names.split(",")]
+
+
 def absolute_source(source: str) -> str:
     """A local path made absolute; a URL as it is. A symbolic link stays one: it may lead elsewhere tomorrow."""
     local = source.removeprefix("file://")

@@ -112,9 +112,11 @@ def update_manifest(
     suspects = [
         file for file in listing.files.values() if may_have_changed(file, manifest.get(file.path)) or due(file.path)
     ]
-    # First, for what is added from here on would make the same removal a small one, should this run be killed.
-    _, withheld = gone_files(collection, before, manifest, listing)
-    _mark_withheld(connection, collection.name, {path for path, known in before.items() if known.withheld}, {*withheld})
+    marked = {path for path, known in before.items() if known.withheld}
+    if not allow_mass_removal:
+        # First, for what is added from here on would make the same removal a small one, should this run be killed.
+        _, withheld = gone_files(collection, before, manifest, listing)
+        marked = _mark_withheld(connection, collection.name, marked, {*withheld})
     report = FilesReport(seen=len(listing.files), skipped=listing.skipped, unchanged=len(listing.files) - len(suspects))
     done = 0
     for batch in read_files(collection.source, suspects):
@@ -122,7 +124,6 @@ def update_manifest(
             _store(connection, collection.name, batch, manifest, report)
         done += len(batch)
         progress(done, len(suspects))
-    marked = {*withheld}
     gone, withheld = gone_files(collection, before, manifest, listing)
     if allow_mass_removal:
         gone, withheld = gone | withheld, {}
@@ -286,11 +287,12 @@ def _remove(connection: Connection, name: str, gone: dict[str, Known], report: F
     )
 
 
-def _mark_withheld(connection: Connection, name: str, before: set[str], now: set[str]) -> None:
-    """Mark what awaits consent, and that alone."""
+def _mark_withheld(connection: Connection, name: str, before: set[str], now: set[str]) -> set[str]:
+    """Mark what awaits consent `now`, and that alone, where something else was marked `before`; what is marked then."""
     for paths, withheld in ((now - before, True), (before - now, False)):
         if paths:
             connection.execute(
                 "UPDATE rag.document SET withheld = %s WHERE collection = %s AND path = ANY (%s)",
                 [withheld, name, list(paths)],
             )
+    return now
