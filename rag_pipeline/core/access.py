@@ -29,7 +29,7 @@ SECRET_BYTES = 32
 # The login that an embedded server's readers use; everybody who reaches its socket may be anybody there.
 EMBEDDED_LOGIN = "rag_reader"
 
-IS_OPEN = sql.SQL("NOT EXISTS (SELECT FROM rag.api_key)")
+IS_OPEN = "NOT EXISTS (SELECT FROM rag.api_key)"
 
 CREATE_LOGIN = "CREATE ROLE rag_reader LOGIN PASSWORD '...' IN ROLE rag_query"
 
@@ -111,7 +111,7 @@ def lend(connection: database.ScopedConnection) -> None:
 
 def is_open(connection: Connection) -> bool:
     """Whether everybody may read: as long as no key was ever made."""
-    return connection.execute(sql.SQL("SELECT {}").format(IS_OPEN)).fetchone()[0]
+    return connection.execute(f"SELECT {IS_OPEN}").fetchone()[0]
 
 
 def create_key(

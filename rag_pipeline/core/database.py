@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -30,7 +31,7 @@ class ScopedConnection(Connection):
     def __init__(self, *arguments: object, **options: object):
         super().__init__(*arguments, **options)
         self.settings: dict[str, str] = {}
-        self.required: list[tuple[sql.SQL, str]] = []
+        self.required: list[tuple[LiteralString, str]] = []
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator:
@@ -41,14 +42,18 @@ class ScopedConnection(Connection):
             yield transaction
 
     def _begin(self) -> None:
-        conditions = [condition for condition, _ in self.required]
-        settings = [sql.SQL("set_config(%s, %s, true)")] * len(self.settings)
-        bound = [part for setting in self.settings.items() for part in setting]
-        begin = sql.SQL("SELECT {}").format(sql.SQL(", ").join(conditions + settings))
-        row = self.execute(begin, bound).fetchone()
+        begin = _beginning(tuple(condition for condition, _ in self.required), len(self.settings))
+        row = self.execute(begin, [part for setting in self.settings.items() for part in setting]).fetchone()
         for holds, (_, reason) in zip(row, self.required, strict=False):
             if not holds:
                 raise UsageError(reason)
+
+
+@cache
+def _beginning(conditions: tuple[LiteralString, ...], settings: int) -> str:
+    """The statement that a transaction begins with. Composing it costs half of what asking it does: it is kept."""
+    parts = [sql.SQL(condition) for condition in conditions] + [sql.SQL("set_config(%s, %s, true)")] * settings
+    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(parts)).as_string()
 
 
 Kind = TypeVar("Kind", bound=Connection)
