@@ -13,7 +13,7 @@ import pytest
 from rag_pipeline.core import collections, ranking
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.indexing import active_index
-from rag_pipeline.core.ranking import BM25_B, BM25_K1, NEIGHBOUR_WEIGHT, VECTOR_WEIGHT
+from rag_pipeline.core.ranking import BM25_B, BM25_K1, ENOUGH_SAID, NEIGHBOUR_WEIGHT, VECTOR_WEIGHT
 from rag_pipeline.core.retrieval import LONGEST_QUESTION, MODES, Searcher
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
@@ -121,6 +121,28 @@ def test_a_hybrid_search_weighs_both_scores(fruit):
         hits = fruit.search(query)
         assert {hit.path: hit.score for hit in hits} == pytest.approx(expected)
         assert [hit.score for hit in hits] == sorted(expected.values(), reverse=True)
+
+
+def test_a_text_leg_that_says_little_of_the_question_counts_for_less(fruit):
+    query = "red marmots whistle underground everywhere"
+    idf = [math.log(1 + (len(SENTENCES) - having + 0.5) / (having + 0.5)) for having in (0, 1)]
+    said = idf[1] / (4 * idf[0] + idf[1])
+    vector = spread({hit.path: hit.score for hit in fruit.search(query, mode="vector")})
+    expected = {path: VECTOR_WEIGHT * score for path, score in vector.items()}
+    expected["apples.txt"] += (1 - VECTOR_WEIGHT) * (said / ENOUGH_SAID) ** 2
+    assert {hit.path: hit.score for hit in fruit.search(query)} == pytest.approx(expected)
+
+
+def test_of_chinese_japanese_and_korean_a_text_leg_need_not_say_much(pipeline):
+    for path, text in {"a.txt": "苹果是红色的。", "b.txt": "香蕉是黄色的。", "c.txt": "土拨鼠冬天睡觉。"}.items():
+        pipeline.write(path, text)
+    pipeline.run()
+    query = "什么样的水果看起来是红色"
+    vector, text = ({hit.path: hit.score for hit in pipeline.search(query, mode=mode)} for mode in ("vector", "text"))
+    vector, text = spread(vector), spread(text, 0)
+    for hit in pipeline.search(query):
+        expected = VECTOR_WEIGHT * vector[hit.path] + (1 - VECTOR_WEIGHT) * text.get(hit.path, 0)
+        assert hit.score == pytest.approx(expected)
 
 
 def test_a_leg_that_is_full_is_spread_from_its_last(pipeline, monkeypatch):

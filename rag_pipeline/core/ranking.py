@@ -30,6 +30,10 @@ DEPTH = 100
 # language.
 VECTOR_WEIGHT, FOREIGN_VECTOR_WEIGHT = 0.4, 0.2
 
+# The part of the question's idf that the text leg's first says where the leg counts in full; with less it counts by the
+# square of how near that comes.
+ENOUGH_SAID = 0.4
+
 # What each neighbour in the document counts for beside the chunk itself.
 NEIGHBOUR_WEIGHT = 0.25
 
@@ -61,6 +65,7 @@ class Wanted:
             "vector": self.vector,
             "vector_weight": self.vector_weight,
             "phrases": self.phrases,
+            "enough": ENOUGH_SAID,
             "depth": self.depth,
             "limit": self.limit,
             "k1": BM25_K1,
@@ -127,14 +132,17 @@ def statement(index: VectorIndex, wanted: Wanted, *, exact: bool = False) -> sql
 # A convex combination of both legs' scores, each spread over 0 to 1 from the leg's last to its first; a chunk that a
 # leg has not found gets nothing from it. (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
 # Retrieval", ACM TOIS 2023.) A text leg that is not full has left out nothing that scores like its last: it is spread
-# from 0, or the second of two chunks that say an identifier would count for no more than one that does not.
+# from 0, or the second of two chunks that say an identifier would count for no more than one that does not. Where its
+# first says little of the question (would, actually) the whole leg counts for less.
 _FUSED = sql.SQL(
     """SELECT content_hash, sum(weight * coalesce((score - least) / nullif(most - least, 0), 1)) AS score
        FROM (SELECT content_hash, score, %(vector_weight)s AS weight, min(score) OVER () AS least,
                     max(score) OVER () AS most
              FROM vector_leg
              UNION ALL
-             SELECT content_hash, score, 1 - %(vector_weight)s,
+             SELECT content_hash, score,
+                    (1 - %(vector_weight)s)
+                    * least(1, first_value(said) OVER (ORDER BY score DESC, content_hash) / %(enough)s) ^ 2,
                     CASE WHEN count(*) OVER () < %(depth)s THEN 0 ELSE min(score) OVER () END, max(score) OVER ()
              FROM text_leg) AS legs
        GROUP BY content_hash"""
@@ -208,6 +216,9 @@ def _vector_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed
 def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
     """The chunks that say the question's words, ranked by BM25 (Robertson and Zaragoza, 2009; idf as in Lucene).
 
+    `said` is the part of the question's idf that a chunk says; words that stand nowhere count too. Chinese, Japanese
+    and Korean are asked for by pairs of characters, of which many are no words: there it is 1.
+
     Every chunk with one of the rarest words (or with the phrases, where there are any) is ranked, by all the words:
     common ones alone make no good hit, and reading half of a collection to find that out would be dear. With `exact`
     every chunk with any of the words is, for too few were found.
@@ -222,25 +233,33 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
                     unnest(to_tsvector(%(text_search)s::regconfig, rag.words(identifier.lexeme))) AS part
                -- A hyphen joins words too (write-ahead); with a number after it a name (ORA-01555).
                WHERE identifier.lexeme !~ '-' OR identifier.lexeme ~ '-[0-9][0-9]'),
-           word AS MATERIALIZED (
-               SELECT rag.term_query(lexeme) AS query,
-                      ln(1 + (rows - chunks + 0.5) / (chunks + 0.5))
-                      * CASE WHEN lexeme = ANY (piece.lexemes) THEN %(piece_weight)s ELSE 1 END AS idf,
-                      sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
-                      row_number() OVER (ORDER BY chunks, lexeme) AS nth
-               FROM size, piece, rag.term_counts(
+           known AS MATERIALIZED (
+               SELECT * FROM rag.term_counts(
                    {index}, tsvector_to_array(rag.terms(%(text_search)s::regconfig, %(query)s)) || ARRAY(
                        -- A version, with and without its v.
                        SELECT CASE left(name, 1) WHEN 'v' THEN substr(name, 2) ELSE 'v' || name END
                        FROM unnest(rag.identifiers(rag.spaced(%(query)s))) AS name WHERE name ~ '^v?[0-9]+[.][0-9]'))),
+           term AS MATERIALIZED (
+               SELECT lexeme, chunks,
+                      ln(1 + (rows - coalesce(chunks, 0) + 0.5) / (coalesce(chunks, 0) + 0.5))
+                      * CASE WHEN lexeme = ANY (piece.lexemes) THEN %(piece_weight)s ELSE 1 END AS idf
+               FROM size, piece,
+                    known FULL JOIN unnest(rag.terms(%(text_search)s::regconfig, %(query)s)) AS asked USING (lexeme)),
+           word AS MATERIALIZED (
+               SELECT rag.term_query(lexeme) AS query, idf,
+                      sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
+                      row_number() OVER (ORDER BY chunks, lexeme) AS nth
+               FROM term WHERE chunks > 0),
            candidate AS MATERIALIZED (
                SELECT i.content_hash, i.terms || '' AS terms
                FROM (SELECT coalesce({phrases}, string_agg(query::text, ' | ')::tsquery) AS wanted FROM word
                      WHERE {rarest}) AS candidates,
                     rag.text_candidates({index}, wanted) AS i
                WHERE {phrased})
-           SELECT i.content_hash, i.score FROM (
-               SELECT content_hash,
+           SELECT i.content_hash, i.score,
+                  CASE WHEN rag.has_cjk(%(query)s) THEN 1 ELSE i.idf / (SELECT sum(idf) FROM term) END AS said
+           FROM (
+               SELECT content_hash, sum(idf) AS idf,
                       sum(idf * frequency * (%(k1)s + 1)
                           / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length(terms) / usual_length))) AS score
                FROM size, candidate, word,
