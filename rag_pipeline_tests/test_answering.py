@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rag_pipeline.core.answering import answer, stream_answer
-from rag_pipeline.core.citations import ReplyCheck
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.models import chat_model
 from rag_pipeline.core.prompting import NO_ANSWER, make_prompt
+from rag_pipeline.core.reply_check import ReplyCheck
 from rag_pipeline.core.tokens import count_tokens
 from rag_pipeline_tests.chats import PASSAGES, Writes, hits
 

@@ -5,10 +5,10 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from rag_pipeline.core.chatting import ChatProvider
-from rag_pipeline.core.citations import ReplyCheck
 from rag_pipeline.core.errors import ProviderError
 from rag_pipeline.core.prompting import make_prompt
 from rag_pipeline.core.quoting import best_sentences, quotation
+from rag_pipeline.core.reply_check import ReplyCheck
 from rag_pipeline.core.retrieval import Hit, Hits
 from rag_pipeline.core.tokens import count_tokens
 
