@@ -79,6 +79,7 @@ def test_a_generated_answer_has_the_sources_it_cites_and_its_price():
         ("Yes [1, §3] [1, section 2] [1, line 3] [cite: 2].", "Yes [1] [1] [1] [2].", [1, 2], 0),
         ("Yes [1‐3] [1‑2] [1−2] [1 to 3].", "Yes [1][2][3] [1][2] [1][2] [1][2][3].", [1, 2, 3], 0),
         ("Yes [1 or 2] [1 und 3] [1/2].", "Yes [1][2] [1][3] [1][2].", [1, 2, 3], 0),
+        ("Yes [1: a.md, 2-10].", "Yes [1][2][3].", [1, 2, 3], 1),
         # Intervals, and fractions of what are not passages.
         ("In [0, 1] [0-5] [1, 0] [0 to 1].", "In [0, 1] [0-5] [1, 0] [0 to 1].", [], 0),
         ("Open [24/7], part [1/9] [1].", "Open [24/7], part [1/9] [1].", [1], 0),
