@@ -104,6 +104,13 @@ def test_demo_answers_three_questions_with_citations(rag, parsing_in_process):
     assert "nothing changed" in rag.done("demo").out
 
 
+def test_demo_without_a_key_quotes_the_answers(rag, parsing_in_process):
+    """A newcomer's first command: the local model, and sentences of the documentation."""
+    out = rag.done("demo", OPENAI_API_KEY="", OPENAI_BASE_URL="").out
+    for question, said in zip(DEMO_QUESTIONS, ("recorded with a reason", "OPENAI_BASE_URL |", "30 days"), strict=True):
+        assert said in out.partition(question)[2].partition("extractive:")[0]
+
+
 # JSON to the letter of DESIGN.md
 
 

@@ -110,6 +110,14 @@ def test_a_row_an_item_and_a_sentence_with_abbreviations_are_found(question, quo
     assert best_sentences(question, hits(TABLE, heading=()))[0] == (1, quoted)
 
 
+def test_a_row_of_figures_comes_behind_a_sentence():
+    table = "mode | p50 | p99 | ratio | more\nembeddings kept | 40.0 | 78.0 | 1.03 | 3,000\ndays | 3 | 4 | 1 | 5"
+    sentence = "In the cache, which is Redis, or Valkey, they are kept: embeddings for a month."
+    found = best_sentences("How long are embeddings kept?", hits(f"{table}\n\n{sentence}", heading=()))
+    assert found[0] == (1, sentence)
+    assert best_sentences("How long are embeddings kept?", hits(table, heading=())) != []
+
+
 @pytest.mark.parametrize(
     "word",
     [

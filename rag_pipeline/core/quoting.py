@@ -82,13 +82,14 @@ def best_sentences(question: str, hits: Hits) -> list[tuple[int, str]]:
     rarity = {stem: log(1 + len(found) / (1 + frequency[stem])) for stem in wanted}
 
     def worth(number: int, sentence: str) -> float:
-        """Rare words count more than common ones, better hits more than others; readable lengths come first."""
+        """Rare words count more than common ones, better hits more than others; readable lengths come first, and
+        rows of many figures last: they tell little of what they are about."""
         stems, named = found[number, sentence]
         about = (named | _stems(" ".join(hits[number - 1].heading)) & wanted) - stems
         if not stems | named or len(stems | about) <= ENOUGH_OF_SENTENCE * share * len(wanted):
             return 0.0
         telling = sum(rarity[stem] for stem in stems) + HEADING_SHARE * sum(rarity[stem] for stem in about)
-        return telling / (1 + RANK_SHARE * (number - 1)) / (1 + 0.002 * len(sentence))
+        return telling / (1 + RANK_SHARE * (number - 1)) / (1 + 0.002 * len(sentence)) / _figures_a_word(sentence)
 
     ranked = sorted(((worth(*entry), *entry) for entry in found), key=lambda entry: -entry[0])
     least = ranked[0][0] * SHARE_OF_BEST if ranked else 0.0
@@ -161,6 +162,12 @@ def _units(text: str) -> Iterator[tuple[int, int]]:
             yield start, match.start()
             start = match.end()
     yield start, len(text)
+
+
+def _figures_a_word(text: str) -> float:
+    """How many figures stand in the text for each word; 1 where words are more."""
+    words, figures = re.findall(r"[^\W\d_]+", text), re.findall(r"\d+(?:[.,]\d+)*", text)
+    return max(1.0, len(figures) / max(1, len(words)))
 
 
 def _words(text: str) -> tuple[str, ...]:
