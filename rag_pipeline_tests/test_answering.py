@@ -179,6 +179,16 @@ def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size
         ("See www.evil.org/a and WWW.evil.org.", "See … and …."),
         ("See //user@evil.org/a", "See …"),
         ("Half // full, www alone, and/or", "Half // full, www alone, and/or"),
+        ("[r]: //evil%2eorg/x //u$r@evil.org", "[r]: … …"),
+        ("<img src='/\\evil.org'> https:/evil.org", "<img src='…'> …"),
+        ("[a](<https:/evil.org/?q=s b>)", "[a](<… b>)"),
+        # Nor one that comes together where a citation is dropped.
+        ("www[9].evil.org/s <img src=//evil[9].org/s>", "www .evil.org/s <img src=//evil .org/s>"),
+        ("www [8] [9].evil.org", "www .evil.org"),
+        # Nor in code, which a reader's Markdown may not take for code; a comment in it stays.
+        ("\\`![a](https://evil.org/?q=s)\\`", "\\`![a](…)\\`"),
+        ("Yes ~~~ ![a](https://evil.org/s) [b](//evil.org) ~~~", "Yes ~~~ ![a](…) [b](…) ~~~"),
+        ("`curl https://docs.org/a` `x = 1 //see a.b`", "`curl https://docs.org/a` `x = 1 //see a.b`"),
         ("[a]( https://docs.org/a) www.docs.org/b <//docs.org/c>",) * 2,
     ],
 )

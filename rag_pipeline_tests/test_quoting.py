@@ -118,6 +118,14 @@ def test_a_row_of_figures_comes_behind_a_sentence():
     assert best_sentences("How long are embeddings kept?", hits(table, heading=())) != []
 
 
+def test_a_row_with_a_date_is_quoted():
+    text = "Each version is released when it is ready.\n\nversion | released | at\n3.2 | 2024-01-31 | 12:00"
+    assert best_sentences("When was version 3.2 released?", hits(text, heading=()))[0] == (
+        1,
+        "3.2 | 2024-01-31 | 12:00",
+    )
+
+
 @pytest.mark.parametrize(
     "word",
     [

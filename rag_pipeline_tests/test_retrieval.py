@@ -13,7 +13,16 @@ import pytest
 from rag_pipeline.core import collections, ranking
 from rag_pipeline.core.errors import ProviderError, UsageError
 from rag_pipeline.core.indexing import active_index
-from rag_pipeline.core.ranking import BM25_B, BM25_K1, ENOUGH_SAID, NEIGHBOUR_WEIGHT, VECTOR_WEIGHT
+from rag_pipeline.core.models import EmbeddingModel
+from rag_pipeline.core.ranking import (
+    BM25_B,
+    BM25_K1,
+    ENOUGH_SAID,
+    FOREIGN_VECTOR_WEIGHT,
+    MOST_WORDS,
+    NEIGHBOUR_WEIGHT,
+    VECTOR_WEIGHT,
+)
 from rag_pipeline.core.retrieval import LONGEST_QUESTION, MODES, Searcher
 from rag_pipeline.core.stages.cached_embeddings import embed_chunks
 from rag_pipeline.core.stages.parsed_text import parse_documents
@@ -113,36 +122,57 @@ def spread(scores: dict[str, float], least: float | None = None) -> dict[str, fl
 
 def test_a_hybrid_search_weighs_both_scores(fruit):
     for query in ("sweet bananas", "bananas grow on trees", "red"):
-        vector, text = ({hit.path: hit.score for hit in fruit.search(query, mode=mode)} for mode in ("vector", "text"))
-        vector, text = spread(vector), spread(text, 0)
-        expected = {
-            path: VECTOR_WEIGHT * vector[path] + (1 - VECTOR_WEIGHT) * text.get(path, 0.0) for path in SENTENCES
-        }
-        hits = fruit.search(query)
-        assert {hit.path: hit.score for hit in hits} == pytest.approx(expected)
-        assert [hit.score for hit in hits] == sorted(expected.values(), reverse=True)
+        expected = fused(fruit, query)
+        assert scores(fruit, query) == pytest.approx(expected)
+        assert [hit.score for hit in fruit.search(query)] == pytest.approx(sorted(expected.values(), reverse=True))
+
+
+def fused(pipeline: Pipeline, query: str, vector_weight: float = VECTOR_WEIGHT, share: float = 1.0) -> dict[str, float]:
+    """What a hybrid search is to find where no leg is full, and of the text leg's weight this share counts."""
+    vector, text = ({hit.path: hit.score for hit in pipeline.search(query, 50, mode)} for mode in ("vector", "text"))
+    vector, text = spread(vector), spread(text, 0)
+    weight = share * (1 - vector_weight)
+    return {path: vector_weight * vector[path] + weight * text.get(path, 0) for path in vector}
+
+
+def scores(pipeline: Pipeline, query: str) -> dict[str, float]:
+    return {hit.path: hit.score for hit in pipeline.search(query, 50)}
+
+
+def idf(having: int) -> float:
+    return math.log(1 + (len(SENTENCES) - having + 0.5) / (having + 0.5))
 
 
 def test_a_text_leg_that_says_little_of_the_question_counts_for_less(fruit):
     query = "red marmots whistle underground everywhere"
-    idf = [math.log(1 + (len(SENTENCES) - having + 0.5) / (having + 0.5)) for having in (0, 1)]
-    said = idf[1] / (4 * idf[0] + idf[1])
-    vector = spread({hit.path: hit.score for hit in fruit.search(query, mode="vector")})
-    expected = {path: VECTOR_WEIGHT * score for path, score in vector.items()}
-    expected["apples.txt"] += (1 - VECTOR_WEIGHT) * (said / ENOUGH_SAID) ** 2
-    assert {hit.path: hit.score for hit in fruit.search(query)} == pytest.approx(expected)
+    said = idf(1) / (4 * idf(0) + idf(1))
+    assert scores(fruit, query) == pytest.approx(fused(fruit, query, share=(said / ENOUGH_SAID) ** 2))
+    # Of a long question nobody says much.
+    query = "red " + " ".join(f"nowhere{number}x" for number in range(60))
+    said = idf(1) / (MOST_WORDS * idf(0))
+    assert scores(fruit, query) == pytest.approx(fused(fruit, query, share=(said / ENOUGH_SAID) ** 2))
 
 
-def test_of_chinese_japanese_and_korean_a_text_leg_need_not_say_much(pipeline):
-    for path, text in {"a.txt": "苹果是红色的。", "b.txt": "香蕉是黄色的。", "c.txt": "土拨鼠冬天睡觉。"}.items():
-        pipeline.write(path, text)
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Wie behebe ich heute morgen wieder diesen garstigen Fehler ORA-01555?",
+        "Was ist denn nun eigentlich alles neu in v16.4?",
+        "什么样的水果看起来是红色",
+    ],
+)
+def test_an_identifier_and_pairs_of_characters_count_in_full_whatever_else_is_asked(pipeline, query):
+    texts = ("ORA-01555: snapshot too old.", "Release 16.4 mends it.", "苹果是红色的。", "土拨鼠冬天睡觉。")
+    for number, text in enumerate(texts):
+        pipeline.write(f"{number}.txt", text)
     pipeline.run()
-    query = "什么样的水果看起来是红色"
-    vector, text = ({hit.path: hit.score for hit in pipeline.search(query, mode=mode)} for mode in ("vector", "text"))
-    vector, text = spread(vector), spread(text, 0)
-    for hit in pipeline.search(query):
-        expected = VECTOR_WEIGHT * vector[hit.path] + (1 - VECTOR_WEIGHT) * text.get(hit.path, 0)
-        assert hit.score == pytest.approx(expected)
+    assert scores(pipeline, query) == pytest.approx(fused(pipeline, query))
+
+
+def test_words_that_the_model_does_not_know_count_in_full_whatever_else_is_asked(fruit, monkeypatch):
+    monkeypatch.setattr(EmbeddingModel, "understands", lambda *_: False)
+    query = "red marmots whistle underground everywhere"
+    assert scores(fruit, query) == pytest.approx(fused(fruit, query, FOREIGN_VECTOR_WEIGHT))
 
 
 def test_a_leg_that_is_full_is_spread_from_its_last(pipeline, monkeypatch):

@@ -21,7 +21,8 @@ PATHS_SHOWN = 20
 NEAR_IDENTICAL = 0.8
 
 # The runs at these places of a text (parts of its length) are looked up before all are; of 6,000 texts that are barely
-# near-identical one has none of them. The golden ratio spreads them out of step with the rows of a table.
+# near-identical, and as long as the other, one has none of them. The golden ratio spreads them out of step with the
+# rows of a table.
 SAMPLED = tuple(number * 0.618034 % 1 for number in range(4))
 
 # The most tokens of hits that are made one: four chunks of the usual size. An eighth of what a prompt carries at most,

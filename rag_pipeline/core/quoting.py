@@ -17,6 +17,8 @@ SHARE_OF_BEST = 0.7
 # What a question's word counts that stands only in the headings over a sentence, and each further hit against the one
 # before it.
 HEADING_SHARE, RANK_SHARE = 0.5, 0.2
+# A row of more figures than words, and more than these, tells little of what it is about.
+FEW_FIGURES = 3
 
 # The part of a question's words that all hits together must say, and one sentence with its headings. Outside Latin
 # script less of either, for there stop words and endings are not known.
@@ -82,8 +84,8 @@ def best_sentences(question: str, hits: Hits) -> list[tuple[int, str]]:
     rarity = {stem: log(1 + len(found) / (1 + frequency[stem])) for stem in wanted}
 
     def worth(number: int, sentence: str) -> float:
-        """Rare words count more than common ones, better hits more than others; readable lengths come first, and
-        rows of many figures last: they tell little of what they are about."""
+        """Rare words count more than common ones, better hits more than others, readable lengths more than long ones,
+        and rows of figures less."""
         stems, named = found[number, sentence]
         about = (named | _stems(" ".join(hits[number - 1].heading)) & wanted) - stems
         if not stems | named or len(stems | about) <= ENOUGH_OF_SENTENCE * share * len(wanted):
@@ -165,9 +167,9 @@ def _units(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _figures_a_word(text: str) -> float:
-    """How many figures stand in the text for each word; 1 where words are more."""
-    words, figures = re.findall(r"[^\W\d_]+", text), re.findall(r"\d+(?:[.,]\d+)*", text)
-    return max(1.0, len(figures) / max(1, len(words)))
+    """How many figures stand in the text for each word, a date being one; 1 where words are more, or figures few."""
+    words, figures = re.findall(r"[^\W\d_]+", text), re.findall(r"\d+(?:[.,:/–-]\d+)*", text)
+    return max(1.0, len(figures) / max(1, len(words))) if len(figures) > FEW_FIGURES else 1.0
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -33,6 +33,9 @@ VECTOR_WEIGHT, FOREIGN_VECTOR_WEIGHT = 0.4, 0.2
 # The part of the question's idf that the text leg's first says where the leg counts in full; with less it counts by the
 # square of how near that comes.
 ENOUGH_SAID = 0.4
+# Of a long question, such as an error's whole trace, no chunk says all: it is as if it had so many words that stand
+# nowhere else.
+MOST_WORDS = 8
 
 # What each neighbour in the document counts for beside the chunk itself.
 NEIGHBOUR_WEIGHT = 0.25
@@ -41,12 +44,13 @@ NEIGHBOUR_WEIGHT = 0.25
 @dataclass(frozen=True)
 class Wanted:
     """What one collection is searched for. Without a vector there is no vector leg; `text` says whether there is a text
-    leg. Each of `phrases` must stand in a chunk as it is. Only documents that pass `condition` count."""
+    leg; `foreign` is a language that the vector's model does not know. Each of `phrases` must stand in a chunk as it
+    is. Only documents that pass `condition` count."""
 
     query: str
     vector: np.ndarray | None
     text: bool
-    vector_weight: float
+    foreign: bool
     phrases: list[str]
     condition: Condition
     limit: int
@@ -63,9 +67,11 @@ class Wanted:
             "text_search": index.text_search,
             "query": self.query,
             "vector": self.vector,
-            "vector_weight": self.vector_weight,
+            "foreign": self.foreign,
+            "vector_weight": FOREIGN_VECTOR_WEIGHT if self.foreign else VECTOR_WEIGHT,
             "phrases": self.phrases,
-            "enough": ENOUGH_SAID,
+            "enough_said": ENOUGH_SAID,
+            "most_words": MOST_WORDS,
             "depth": self.depth,
             "limit": self.limit,
             "k1": BM25_K1,
@@ -142,7 +148,7 @@ _FUSED = sql.SQL(
              UNION ALL
              SELECT content_hash, score,
                     (1 - %(vector_weight)s)
-                    * least(1, first_value(said) OVER (ORDER BY score DESC, content_hash) / %(enough)s) ^ 2,
+                    * least(1, first_value(said) OVER (ORDER BY score DESC, content_hash) / %(enough_said)s) ^ 2,
                     CASE WHEN count(*) OVER () < %(depth)s THEN 0 ELSE min(score) OVER () END, max(score) OVER ()
              FROM text_leg) AS legs
        GROUP BY content_hash"""
@@ -216,8 +222,9 @@ def _vector_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed
 def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
     """The chunks that say the question's words, ranked by BM25 (Robertson and Zaragoza, 2009; idf as in Lucene).
 
-    `said` is the part of the question's idf that a chunk says; words that stand nowhere count too. Chinese, Japanese
-    and Korean are asked for by pairs of characters, of which many are no words: there it is 1.
+    `said` is the part of the question's idf that a chunk says; words that stand nowhere count too. It is 1 where that
+    says nothing: of an identifier that the index has, of a language that the vector's model does not know, and of
+    Chinese, Japanese and Korean, which are asked for by pairs of characters, many of them no words.
 
     Every chunk with one of the rarest words (or with the phrases, where there are any) is ranked, by all the words:
     common ones alone make no good hit, and reading half of a collection to find that out would be dear. With `exact`
@@ -227,24 +234,33 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
         """WITH size AS MATERIALIZED (
                SELECT rows, greatest(words, 1)::float8 / greatest(rows, 1) AS usual_length
                FROM rag.vector_index WHERE id = {index}),
+           asked AS MATERIALIZED (
+               SELECT tsvector_to_array(rag.terms(%(text_search)s::regconfig, %(query)s)) AS lexemes,
+                      rag.identifiers(rag.spaced(%(query)s)) AS identifiers),
+           name AS MATERIALIZED (
+               -- A hyphen joins words too (write-ahead); with a number after it a name (ORA-01555).
+               SELECT lexeme FROM asked, unnest(identifiers) AS lexeme WHERE lexeme !~ '-' OR lexeme ~ '-[0-9][0-9]'
+               UNION
+               -- A version, with and without its v.
+               SELECT CASE left(lexeme, 1) WHEN 'v' THEN substr(lexeme, 2) ELSE 'v' || lexeme END
+               FROM asked, unnest(identifiers) AS lexeme WHERE lexeme ~ '^v?[0-9]+[.][0-9]'),
+           known AS MATERIALIZED (
+               SELECT * FROM rag.term_counts({index}, (SELECT lexemes FROM asked) || ARRAY(SELECT lexeme FROM name))),
            piece AS MATERIALIZED (
                SELECT coalesce(array_agg(part.lexeme), '{{}}') AS lexemes
-               FROM rag.term_counts({index}, rag.identifiers(rag.spaced(%(query)s))) AS identifier,
-                    unnest(to_tsvector(%(text_search)s::regconfig, rag.words(identifier.lexeme))) AS part
-               -- A hyphen joins words too (write-ahead); with a number after it a name (ORA-01555).
-               WHERE identifier.lexeme !~ '-' OR identifier.lexeme ~ '-[0-9][0-9]'),
-           known AS MATERIALIZED (
-               SELECT * FROM rag.term_counts(
-                   {index}, tsvector_to_array(rag.terms(%(text_search)s::regconfig, %(query)s)) || ARRAY(
-                       -- A version, with and without its v.
-                       SELECT CASE left(name, 1) WHEN 'v' THEN substr(name, 2) ELSE 'v' || name END
-                       FROM unnest(rag.identifiers(rag.spaced(%(query)s))) AS name WHERE name ~ '^v?[0-9]+[.][0-9]'))),
+               FROM name JOIN known USING (lexeme),
+                    unnest(to_tsvector(%(text_search)s::regconfig, rag.words(name.lexeme))) AS part),
            term AS MATERIALIZED (
                SELECT lexeme, chunks,
                       ln(1 + (rows - coalesce(chunks, 0) + 0.5) / (coalesce(chunks, 0) + 0.5))
                       * CASE WHEN lexeme = ANY (piece.lexemes) THEN %(piece_weight)s ELSE 1 END AS idf
-               FROM size, piece,
-                    known FULL JOIN unnest(rag.terms(%(text_search)s::regconfig, %(query)s)) AS asked USING (lexeme)),
+               FROM size, piece, known FULL JOIN (SELECT unnest(lexemes) AS lexeme FROM asked) AS a USING (lexeme)),
+           whole AS MATERIALIZED (
+               SELECT least(sum(idf), %(most_words)s * ln(1 + (rows + 0.5) / 0.5)) AS idf
+               FROM size, term
+               WHERE NOT %(foreign)s AND NOT rag.has_cjk(%(query)s)
+                     AND NOT EXISTS (SELECT FROM name JOIN known USING (lexeme))
+               GROUP BY rows),
            word AS MATERIALIZED (
                SELECT rag.term_query(lexeme) AS query, idf,
                       sum(chunks) OVER (ORDER BY chunks, lexeme) AS chunks_so_far,
@@ -256,14 +272,13 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
                      WHERE {rarest}) AS candidates,
                     rag.text_candidates({index}, wanted) AS i
                WHERE {phrased})
-           SELECT i.content_hash, i.score,
-                  CASE WHEN rag.has_cjk(%(query)s) THEN 1 ELSE i.idf / (SELECT sum(idf) FROM term) END AS said
+           SELECT i.content_hash, i.score, coalesce(i.idf / (SELECT idf FROM whole), 1) AS said
            FROM (
                SELECT content_hash, sum(idf) AS idf,
                       sum(idf * frequency * (%(k1)s + 1)
                           / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length(terms) / usual_length))) AS score
                FROM size, candidate, word,
-                    LATERAL (SELECT rag.frequency(terms, query) AS frequency OFFSET 0) AS said
+                    LATERAL (SELECT rag.frequency(terms, query) AS frequency OFFSET 0) AS counted
                WHERE frequency > 0
                GROUP BY content_hash ORDER BY score DESC, content_hash OFFSET 0) AS i
            WHERE (SELECT {published})

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from rag_pipeline.core.citations import Citation, is_year
 from rag_pipeline.core.prompting import NO_ANSWER, Prompt
-from rag_pipeline.core.reply_pieces import Piece, find_pieces
+from rag_pipeline.core.reply_pieces import ADDRESS_IN_CODE, Piece, find_pieces
 
 # What stands for the model's own words when they come in the middle of a reply.
 DO_NOT_SAY = "the documents do not say"
@@ -21,7 +21,7 @@ _OF_CODE = re.compile(r"_|\b[a-z]{2,}[A-Z]|[^\W\d]\w*\.[^\W\d]")
 _LONGEST_NAME = 60
 
 # Words that are joined where a citation is left out may be an address or a citation themselves.
-_JOINS = re.compile(r"[^\s.,;!?)。，、；！？）]")
+_JOINS = re.compile(r"[^\s.,;!?)。，、；！？）]|\.\w")
 # These are the sentence's, not the address's before them.
 _SIGNS = ".,;:!?"
 
@@ -31,7 +31,7 @@ class ReplyCheck:
 
     A citation that names no passage is dropped and counted. So is the address of a link or image that stands neither
     in a passage nor in the question: one that was made up may carry what the model has read to wherever it leads.
-    What stands in code (between backticks or ~~~) is code and left alone; so are years, intervals and what is an index:
+    What else stands in code (between backticks or ~~~) is left alone; so are years, intervals and what is an index:
     numbers in brackets right behind a name that is a program's.
     """
 
@@ -98,7 +98,7 @@ class ReplyCheck:
         pieces, end = find_pieces(self._pending, ended=ended)
         for piece in pieces:
             shown += self._pending[at : piece.start]
-            shown += self._checked(piece, shown, self._pending[piece.end : piece.end + 1])
+            shown += self._checked(piece, shown, self._pending[piece.end : piece.end + 2])
             at = piece.end
         shown += self._pending[at:end]
         self._pending = self._pending[end:]
@@ -117,9 +117,9 @@ class ReplyCheck:
             return self._in_our_words(found["marker"], begins=not (self._said or self.text or re.search(r"\w", before)))
         if (target := found["target"]) and not self._is_given(target.strip("<>")):
             return "](…"
-        if (raw := found["address"]) and not self._is_given(address := raw.rstrip(_SIGNS)):
-            return "…" + raw[len(address) :]
-        return found[0]
+        if found["code"]:
+            return ADDRESS_IN_CODE.sub(lambda address: self._if_given(address[0]), found["code"])
+        return self._if_given(found["address"]) if found["address"] else found[0]
 
     def _in_our_words(self, marker: str, *, begins: bool) -> str:
         """NO_ANSWER as a reader may see it. In small letters these are words like any, unless the reply begins so."""
@@ -129,6 +129,11 @@ class ReplyCheck:
         if marker != NO_ANSWER:
             return marker
         return DO_NOT_SAY.capitalize() if begins else DO_NOT_SAY
+
+    def _if_given(self, address: str) -> str:
+        """An address that stands by itself, or what is shown for one that was made up."""
+        bare = address.rstrip(_SIGNS)
+        return address if self._is_given(bare) else "…" + address[len(bare) :]
 
     def _is_given(self, address: str) -> bool:
         return address in self._prompt.text

@@ -15,6 +15,15 @@ from rag_pipeline.core.prompting import NO_ANSWER
 _TARGET = r"(?:[^()\s\]]|\](?!\()|\([^()\s\]]*+\)?)+"
 _TARGET_ENDS = r"""(?:\s*\)|\s+["'(]|\]\()"""
 _IN_ADDRESS = r"""[^\s<>"'`)\]]"""
+_IN_HOST = r"""[^\s<>"'`)\]/\\]"""
+_HOST = rf"{_IN_HOST}*? (?:\.|%2[eE])\w"
+# An address by its scheme, or the name that programs take for one. Another has the scheme of the page it is shown in.
+_WITH_SCHEME = rf"(?ai:https?|ftp|wss?):[/\\]+ {_IN_ADDRESS}* | (?ai:www)\.\w {_IN_ADDRESS}*"
+# In code what begins with // is mostly a comment.
+ADDRESS_IN_CODE = re.compile(
+    rf"""{_WITH_SCHEME} | (?<=[('"=<]) [/\\]{{2}} {_HOST} {_IN_ADDRESS}*""",
+    re.VERBOSE,
+)
 _ASCII = string.ascii_letters + string.digits + string.punctuation
 
 
@@ -37,10 +46,7 @@ def _forms(*, ended: bool) -> _Forms:
               | ` [^`\n]* (?:`|{end})"""
     # Of a Markdown link or image.
     target = rf"\]\(\s* (?: (?P<target>{_TARGET}) (?: (?={_TARGET_ENDS}) | \s*{end} ) | {end} )"
-    # With its scheme, with that of the page it is shown in, or with the name that programs take for an address.
-    address = rf"""(?ai:https?|ftp|wss?):[/\\]{{2}} {_IN_ADDRESS}*
-                 | // [\w.@:-]*? (?: \.\w {_IN_ADDRESS}* | {end} )
-                 | (?ai:www)\.\w {_IN_ADDRESS}*"""
+    address = rf"{_WITH_SCHEME} | (?:/[/\\]|\\/) (?: {_HOST} {_IN_ADDRESS}* | {_IN_HOST}* {end} )"
     marker = rf"(?ai:{re.escape(NO_ANSWER)})"
     forms = rf"(?P<code>{code}) | (?P<marker>{marker}) | (?P<space>[ ]?){citation} | {target} | (?P<address>{address})"
     return _Forms(re.compile(forms, re.VERBOSE), re.compile(citation, re.VERBOSE))

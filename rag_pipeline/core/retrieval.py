@@ -16,7 +16,7 @@ from rag_pipeline.core.hits import AlsoIn, Hit, Hits, distinct, fuse, merge
 from rag_pipeline.core.indexing import VectorIndex, active_index
 from rag_pipeline.core.models import embedding_model
 from rag_pipeline.core.parsing.normalising import normalise
-from rag_pipeline.core.ranking import DEPTH, FOREIGN_VECTOR_WEIGHT, VECTOR_WEIGHT, Wanted, statement
+from rag_pipeline.core.ranking import DEPTH, Wanted, statement
 
 MODES = ("hybrid", "vector", "text")
 
@@ -191,7 +191,7 @@ class Searcher:
                 query=query,
                 vector=question.vector if question else None,
                 text=mode != "vector",
-                vector_weight=_vector_weight(index, query),
+                foreign=not embedding_model(index.model, index.dimensions).understands(query, index.text_search),
                 phrases=phrases(query),
                 condition=passes,
                 limit=limit,
@@ -236,11 +236,6 @@ class Searcher:
 def phrases(query: str) -> list[str]:
     """What stands in quotes."""
     return [match[match.lastindex] for match in PHRASE.finditer(query)]
-
-
-def _vector_weight(index: VectorIndex, query: str) -> float:
-    model = embedding_model(index.model, index.dimensions)
-    return VECTOR_WEIGHT if model.understands(query, index.text_search) else FOREIGN_VECTOR_WEIGHT
 
 
 def _hit(rank: int, collection: str, row: dict) -> Hit:

@@ -26,7 +26,7 @@ from rag_pipeline.core import collections, database
 from rag_pipeline.core.filters import condition
 from rag_pipeline.core.indexing import VectorIndex, active_index, build_graph, choose_target, insert_chunks
 from rag_pipeline.core.models import embedding_model
-from rag_pipeline.core.ranking import DEPTH, VECTOR_WEIGHT, Wanted, statement
+from rag_pipeline.core.ranking import DEPTH, Wanted, statement
 from rag_pipeline.core.retrieval import MODES, SPARE
 from rag_pipeline.core.stages.pgvector_index import publish_documents
 from rag_pipeline.runtime import Runtime
@@ -121,7 +121,7 @@ def bare(connection: Connection, index: VectorIndex, query: str, vector: np.ndar
         query,
         None if mode == "text" else vector,
         mode != "vector",
-        VECTOR_WEIGHT,
+        False,
         [],
         condition([]),
         K + SPARE,
