@@ -203,14 +203,16 @@ def gone_files(
     since, and what is too much to go at once: so much of all that does not wait already. With `max_removal_fraction` 1
     nothing is too much.
     """
+    gone = {path: known for path, known in before.items() if not known.removed and path not in listing.files}
+    if not gone:
+        return {}, {}
     share = collection.settings.max_removal_fraction
-    present = {path: known for path, known in before.items() if not known.removed}
-    gone = {path: known for path, known in present.items() if path not in listing.files}
+    present = sum(not known.removed for known in before.values())
     kept = {known.content_hash for path, known in now.items() if path in listing.files}
     lost = {path: known for path, known in gone.items() if known.content_hash not in kept}
     waiting = {path: known for path, known in lost.items() if known.withheld and share < 1}
     fresh = {path: known for path, known in lost.items() if path not in waiting}
-    if len(fresh) >= SMALL_REMOVAL and len(fresh) > share * (len(present) - len(waiting)):
+    if len(fresh) >= SMALL_REMOVAL and len(fresh) > share * (present - len(waiting)):
         waiting |= fresh
     return {path: known for path, known in gone.items() if path not in waiting}, waiting
 
