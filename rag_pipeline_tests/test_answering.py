@@ -80,6 +80,7 @@ def test_a_generated_answer_has_the_sources_it_cites_and_its_price():
         ("Yes [1‐3] [1‑2] [1−2] [1 to 3].", "Yes [1][2][3] [1][2] [1][2] [1][2][3].", [1, 2, 3], 0),
         ("Yes [1 or 2] [1 und 3] [1/2].", "Yes [1][2] [1][3] [1][2].", [1, 2, 3], 0),
         ("Yes [1: a.md, 2-10].", "Yes [1][2][3].", [1, 2, 3], 1),
+        ("Yes [1，2] [1、9] [see 2] [Quelle 9].", "Yes [1][2] [1] [2].", [1, 2], 2),
         # Intervals, and fractions of what are not passages.
         ("In [0, 1] [0-5] [1, 0] [0 to 1].", "In [0, 1] [0-5] [1, 0] [0 to 1].", [], 0),
         ("Open [24/7], part [1/9] [1].", "Open [24/7], part [1/9] [1].", [1], 0),
@@ -185,6 +186,12 @@ def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size
         # Nor one that comes together where a citation is dropped.
         ("www[9].evil.org/s <img src=//evil[9].org/s>", "www .evil.org/s <img src=//evil .org/s>"),
         ("www [8] [9].evil.org", "www .evil.org"),
+        # Nor without a slash, or with its signs written in HTML; nor one that begins like another host or file.
+        ("https:evil.org https:&#47;&#47;evil.org/s", "… …"),
+        ("https://docs.or https://docs.org/ab [a](https://docs.o)", "… … [a](…)"),
+        # What ends an address is none of it.
+        ("**https://docs.org/a** “https://docs.org/a” 访问https://docs.org/a，然后|https://docs.org/a|",) * 2,
+        ("x = a//b.c, path//to.file", "x = a//b.c, path//to.file"),
         # Nor in code, which a reader's Markdown may not take for code; a comment in it stays.
         ("\\`![a](https://evil.org/?q=s)\\`", "\\`![a](…)\\`"),
         ("Yes ~~~ ![a](https://evil.org/s) [b](//evil.org) ~~~", "Yes ~~~ ![a](…) [b](…) ~~~"),
@@ -195,6 +202,12 @@ def test_a_reply_is_checked_in_time_that_its_length_alone_decides(repeated, size
 def test_no_form_of_an_address_that_was_made_up_is_shown(written, text):
     found = hits("See https://docs.org/a, www.docs.org/b and //docs.org/c")
     assert answer("How?", found, Writes(written)).text == text
+
+
+@pytest.mark.parametrize("written", ["See https://docs.org/a[1].", "请访问https://docs.org/a，然后[1]。"])
+def test_a_citation_behind_an_address_is_one(written):
+    result = answer("How?", hits("See https://docs.org/a"), Writes(written))
+    assert (result.text, [source.citation for source in result.sources]) == (written, [1])
 
 
 @pytest.mark.parametrize("written", ["[9].", " **[9]**", "- [9](9.md).\n- [8]\n"])
@@ -219,6 +232,7 @@ def test_what_the_model_says_instead_of_an_answer_counts_in_any_case_at_the_begi
         f"{NO_ANSWER}.",
         f"  {NO_ANSWER} [1]",
         f"**{NO_ANSWER}** [1]",
+        f"`{NO_ANSWER}`",
         f"{NO_ANSWER}: they tell of the canteen only.",
         "[17]",
     ],

@@ -117,6 +117,12 @@ def test_a_failure_that_passes_is_not_told(chat, server, failure, ask):
 
 
 @either_way
+def test_half_a_character_in_a_reply_can_be_printed(chat, server, ask):
+    server.answer = lambda messages: "At noon \ud83e [1]."
+    assert ask("When?", PASSAGES, chat).text == "At noon \ufffd [1]."
+
+
+@either_way
 @pytest.mark.parametrize("content", [None, ""])
 def test_a_reply_without_text_is_a_failure(chat, server, content, ask):
     common = {"id": "x", "created": 1, "model": "pen"}

@@ -118,6 +118,14 @@ def test_a_row_of_figures_comes_behind_a_sentence():
     assert best_sentences("How long are embeddings kept?", hits(table, heading=())) != []
 
 
+@pytest.mark.parametrize("asked", ["{}", "Q: {}", "**{}**", "- {}"])
+def test_a_question_is_not_quoted_as_the_answer_to_it(asked):
+    text = asked.format("How long is the notice period?") + "\nA: Three months to the end of a quarter."
+    assert best_sentences("How long is the notice period?", hits(f"Holidays are paid.\n{text}")) == [
+        (1, "A: Three months to the end of a quarter.")
+    ]
+
+
 def test_a_row_with_a_date_is_quoted():
     text = "Each version is released when it is ready.\n\nversion | released | at\n3.2 | 2024-01-31 | 12:00"
     assert best_sentences("When was version 3.2 released?", hits(text, heading=()))[0] == (
@@ -146,6 +154,7 @@ def test_a_word_of_questions_need_not_stand_in_the_answer_and_makes_none(word):
         "Erlaubt hat es bzw. Prof. Dr. Maus, Nr. 5, usw. oder ca. drei etc. von ihnen.",
         "Erlaubt sind evtl. zwei, max. 3.",
         "Erlaubt: e. g. Hats, i. e. red, e.g. these, i.e. Those.",
+        "Erlaubt ist es am 25. jeden Monats, am 3. Mai und on Apr. 3.",
     ],
 )
 def test_an_abbreviation_ends_no_sentence(sentence):

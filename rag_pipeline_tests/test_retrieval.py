@@ -199,21 +199,25 @@ def test_all_that_say_an_identifier_stand_above_those_that_do_not(pipeline):
     assert {hit.path for hit in pipeline.search("What is it that ORA-01555 is?", 5)[:2]} == {"one.txt", "two.txt"}
 
 
-def test_a_chunk_is_judged_with_its_neighbours(pipeline):
-    """One paragraph a chunk: the middle one of three that say the word stands above one that is alone with it."""
-    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    for path, paragraphs in {"a.txt": ("apple", "apple", "apple"), "b.txt": ("pear", "apple", "plum")}.items():
-        text = (f"{path[0]}{number} {word} {' '.join(words)}" for number, word in enumerate(paragraphs))
+def test_a_chunk_is_raised_by_its_neighbours_and_lowered_by_none(pipeline):
+    """One paragraph a chunk: the middle one of three that say the word stands above those that are alone with it."""
+    words = "one two three four five six seven eight nine ten"
+    texts = {"a.txt": ("apple apple", "apple", "apple apple"), "b.txt": ("pear", "apple", "plum"), "c.txt": ("apple",)}
+    for path, paragraphs in texts.items():
+        text = (f"{path[0]}{number} {word} {words}" for number, word in enumerate(paragraphs))
         pipeline.write(path, "\n\n".join(text))
     pipeline.change(chunk_tokens=18, chunk_overlap=0, text_search="simple")
     pipeline.run()
-    hits = pipeline.search("apple", mode="text")
-    scores = {hit.content.split()[0]: hit.score for hit in hits}
-    alone = scores["a1"]
+    scores = {hit.content.split()[0]: hit.score for hit in pipeline.search("apple", 10, mode="text")}
+    twice, once = scores["a0"], scores["c0"]
+    assert twice > once
     assert scores == pytest.approx(
-        {"a0": alone, "a1": alone, "a2": alone, "b1": alone / (1 + 2 * NEIGHBOUR_WEIGHT)}, rel=1e-3
+        {
+            **{"a0": twice, "a2": twice, "b1": once, "c0": once},
+            "a1": (once + 2 * NEIGHBOUR_WEIGHT * twice) / (1 + 2 * NEIGHBOUR_WEIGHT),
+        },
+        rel=1e-3,
     )
-    assert [hit.path for hit in hits] == ["a.txt", "a.txt", "a.txt", "b.txt"]
 
 
 def test_k_limits_the_hits_and_may_be_more_than_there_are(fruit):

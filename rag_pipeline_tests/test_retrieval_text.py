@@ -92,6 +92,10 @@ def test_a_quotation_mark_right_after_a_letter_or_digit_opens_none(pair, one, ot
         ("„eins“ und »zwei«, dann «trois»", ["eins", "zwei", "trois"]),
         ("什么是“重置密码”的「密码」", ["重置密码", "密码"]),
         ("‘重置’的‘密码’的", ["重置", "密码"]),
+        # Of what was pasted the quotes are its own.
+        ('{"level":"error","code":["ACME-2001"], "path": "/opt", name="x"}', []),
+        ('Traceback:\n  File "/opt/acme/importer.py", line 211', []),
+        ('what is "disk full"\n', ["disk full"]),
     ],
 )
 def test_what_is_a_phrase(question, found):
@@ -246,6 +250,10 @@ def test_a_version_is_found_with_and_without_its_v(pipeline):
     assert pipeline.search("4.15.26", mode="text")[0].path == "with.txt"
     assert pipeline.search("v7.18.29", mode="text")[0].path == "without.txt"
     assert pipeline.found('"v7.18.29"') == set()
+    # The pieces of either spelling count less where the index has one of them.
+    pipeline.write("board.txt", "Of the board v7 there are 18.29 pF, 7.18 V and v7.18 of it.")
+    pipeline.run()
+    assert pipeline.search("v7.18.29", mode="text")[0].path == "without.txt"
 
 
 def test_an_identifier_outranks_its_repeated_pieces(pipeline):

@@ -130,7 +130,9 @@ def _part(sent: "ChatCompletion | ChatCompletionChunk", text: str | None, finish
     told = (sent.usage.prompt_tokens, sent.usage.completion_tokens) if sent.usage else ()
     # The client takes them as they come: less than none, or half of one, is not believed.
     believed = told and all(type(tokens) is int and tokens >= 0 for tokens in told)
-    return Part(text or "", *(told if believed else (None, None)), finish)
+    # JSON may escape half of a character, which no terminal and no file takes.
+    text = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return Part(text, *(told if believed else (None, None)), finish)
 
 
 def connect_chat(name: str | None, *, api_key: str | None, base_url: str | None) -> ChatProvider | None:

@@ -23,10 +23,10 @@ def bracket_pattern(end: str = NEVER) -> str:
 
 
 # What stands between the parts of the content; brackets in it do too.
-_SEPARATOR = re.compile(rf"((?:(?:[,;&/]|\\?{_OPEN}|\\?{_CLOSE}|\b(?:and|or|und|oder)\b)\s*)+)")
+_SEPARATOR = re.compile(rf"((?:(?:[,;&/，、；]|\\?{_OPEN}|\\?{_CLOSE}|\b(?:and|or|und|oder)\b)\s*)+)")
 _IN_ROUND_BRACKETS = re.compile(r"\([^()]*\)")
 
-_LABEL = r"(?i:passages?|sources?|documents?|docs?|references?|refs?|citations?|cite)[\s.:#^*_-]*"
+_LABEL = r"(?i:passages?|sources?|documents?|docs?|references?|refs?|citations?|cite|see|quellen?)[\s.:#^*_-]*"
 _MARKS = r"[\s#^*_]*"
 _TO = r"(?:\s*[-‐‑–—−]\s*|\s+to\s+)"
 # A number, or a range, and what is said of it behind a sign. 【4:0†source】 is of another list than ours.
@@ -40,7 +40,7 @@ _PLACE = re.compile(r"(?i:(?:pages?|sections?|lines?|chapters?|paragraphs?)\b|(?
 # Behind "pages 2" any other number is a page too.
 _PLURAL = re.compile(rf"(?:\b(?i:\w+s|pp\.)|§§)\s?\d+(?:{_TO}\d+)?\s*\Z")
 # Numbers, marks and signs; no words.
-_PLAIN = re.compile(r"[\d\s#^*_,;&/‐‑–—−-]+")
+_PLAIN = re.compile(r"[\d\s#^*_,;&/，、；‐‑–—−-]+")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_citation(content: str) -> Citation | None:
     # Each part with the separator before it and the part behind it.
     for separator, part, following in zip(["", *parts[1::2]], parts[::2], [*parts[2::2], ""], strict=True):
         in_remark = in_remark or bool(ranges and re.search(_OPEN, separator))
-        in_plural = in_plural and ";" not in separator
+        in_plural = in_plural and not re.search("[;；]", separator)
         item = _ITEM.fullmatch(part)
         if item and (not in_remark or _cites_in_remark(item, separator, following, in_plural)):
             first, last = int(item["first"]), int(item["last"] or item["first"])
@@ -86,7 +86,7 @@ def _cites_in_remark(item: re.Match, separator: str, following: str, in_plural: 
         return False
     if item["remark"] or _PLACE.match(following):
         return True
-    return not in_plural and bool(re.search(rf"[;&]|,\s|{_OPEN}", separator))
+    return not in_plural and bool(re.search(rf"[;&，、；]|,\s|{_OPEN}", separator))
 
 
 def is_year(number: int) -> bool:

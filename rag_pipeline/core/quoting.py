@@ -41,16 +41,20 @@ LATIN = regex.compile(r"\p{Latin}")
 LONGEST_HEADING = 60
 SENTENCE_END = regex.compile(r"[\p{STerm}.!?…:;；：][\p{Pe}\p{Pf}\p{Pi}\"'*_`]*$")
 
+QUESTION_END = regex.compile(r"[?？؟][\p{Pe}\p{Pf}\p{Pi}\"'*_`]*$")
+
 # A line break ends a sentence unless it is where a long line was wrapped.
 WRAPPED = 45
 CELLS = " | "
 LIST_ITEM = re.compile(r"\s*(?:[-*+•–]|\(?\w{1,3}[.)])\s")
 
 # What ends no sentence: an abbreviation before what it numbers, one in several parts (z. B., i. d. R.), and a letter or
-# what is short for a word before a small letter.
+# what is short for a word before a small letter. A day before its month or a small letter, and a month before its day.
 UNENDED = regex.compile(
     r"""(?i:\b(?:abb|abs|app|art|cap|kap|no|para?|sect?|tab|tbl|thm|ver)\.)\s+(?=\d|\p{Lu}(?!\w)|[IVX]+(?!\w))
       | \b\p{L}\.\s+(?=\p{L}\.) | (?<=\b\p{L}\.\s+)\p{L}\.\s+
+      | \b(?i:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.\s+(?=\d)
+      | \b\d{1,2}\.\s+(?=\p{Ll}|(?i:jan|feb|mär|apr|mai|jun|jul|aug|sep|okt|nov|dez)\p{L}*\b)
       | \b(?:\p{Ll}|(?i:eigtl|engl|evtl|excl|exkl|incl|max|min|mind|mio|mrd|nr|sog|std|tel|zzgl))\.\s+(?=[\p{Ll}\d])""",
     regex.VERBOSE,
 )
@@ -111,8 +115,9 @@ def quotation(sentence: str) -> str:
 
 def _sentences(hit: Hit, wanted: set[str]) -> Iterator[tuple[str, str]]:
     """The sentences, list items and table rows of a hit, each with the bare name or heading right before it, or over
-    its columns. Those are none themselves: a line that ends like no sentence, and says no more than the question does
-    or is a short paragraph of its own; the first row of a table, where it has no figures and the second has."""
+    its columns. Those are none themselves: a question; a line that ends like no sentence, and says no more than the
+    question does or is a short paragraph of its own; the first row of a table, where it has no figures and the second
+    has."""
     text, name, columns = hit.content, "", ""
     headings = {_words(heading) for heading in hit.heading}
     units = list(_units(text))
@@ -134,7 +139,9 @@ def _sentences(hit: Hit, wanted: set[str]) -> Iterator[tuple[str, str]]:
             if not _words(sentence) or _words(sentence) in headings:
                 continue
             alone = (start, end) == (begin, until) and _is_paragraph(text, start, end)
-            if not SENTENCE_END.search(sentence) and (alone or _stems(sentence, pieces=False) <= wanted):
+            is_name = not SENTENCE_END.search(sentence) and (alone or _stems(sentence, pieces=False) <= wanted)
+            # A question is none of its answers.
+            if is_name or QUESTION_END.search(sentence):
                 name = sentence
             else:
                 yield sentence, name

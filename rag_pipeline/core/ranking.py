@@ -154,16 +154,17 @@ _FUSED = sql.SQL(
        GROUP BY content_hash"""
 )
 
-# A chunk is judged with its neighbours: the mean of its own score and those of the chunks before and after it, which
-# count less. A neighbour that was not found counts 0, one that the document has not is left out.
+# A chunk is judged with its neighbours where that raises it: by the mean of its own score and those of the chunks
+# before and after it, which count less. A neighbour that was not found counts 0, one that the document has not is left
+# out. Nothing is lowered by what stands beside it, or the right part of a long document would come behind short ones.
 _WITH_NEIGHBOURS = sql.SQL(
     """SELECT f.content_hash,
-              (f.score + %(neighbour_weight)s * coalesce(around.score, 0))
-              / (1 + %(neighbour_weight)s * ((place.ordinal > 0)::int + (place.ordinal < place.chunks - 1)::int))
-              AS score
+              greatest(f.score, (f.score + %(neighbour_weight)s * coalesce(around.score, 0))
+                                / (1 + %(neighbour_weight)s * place.neighbours)) AS score
        FROM fused f
        CROSS JOIN LATERAL (
-           SELECT c.chunk_key, c.ordinal, k.chunks FROM rag.token_chunk c
+           SELECT c.chunk_key, c.ordinal, (c.ordinal > 0)::int + (c.ordinal < k.chunks - 1)::int AS neighbours
+           FROM rag.token_chunk c
            JOIN rag.document d ON d.collection = c.collection AND d.published_chunk_key = c.chunk_key
            JOIN rag.chunking k ON k.collection = c.collection AND k.chunk_key = c.chunk_key
            WHERE c.collection = %(collection)s AND c.content_hash = f.content_hash
@@ -239,17 +240,18 @@ def _text_leg(index: VectorIndex, wanted: Wanted, exact: bool) -> sql.Composed:
                       rag.identifiers(rag.spaced(%(query)s)) AS identifiers),
            name AS MATERIALIZED (
                -- A hyphen joins words too (write-ahead); with a number after it a name (ORA-01555).
-               SELECT lexeme FROM asked, unnest(identifiers) AS lexeme WHERE lexeme !~ '-' OR lexeme ~ '-[0-9][0-9]'
+               SELECT typed, typed AS lexeme FROM asked, unnest(identifiers) AS typed
+               WHERE typed !~ '-' OR typed ~ '-[0-9][0-9]'
                UNION
                -- A version, with and without its v.
-               SELECT CASE left(lexeme, 1) WHEN 'v' THEN substr(lexeme, 2) ELSE 'v' || lexeme END
-               FROM asked, unnest(identifiers) AS lexeme WHERE lexeme ~ '^v?[0-9]+[.][0-9]'),
+               SELECT typed, CASE left(typed, 1) WHEN 'v' THEN substr(typed, 2) ELSE 'v' || typed END
+               FROM asked, unnest(identifiers) AS typed WHERE typed ~ '^v?[0-9]+[.][0-9]'),
            known AS MATERIALIZED (
                SELECT * FROM rag.term_counts({index}, (SELECT lexemes FROM asked) || ARRAY(SELECT lexeme FROM name))),
            piece AS MATERIALIZED (
                SELECT coalesce(array_agg(part.lexeme), '{{}}') AS lexemes
-               FROM name JOIN known USING (lexeme),
-                    unnest(to_tsvector(%(text_search)s::regconfig, rag.words(name.lexeme))) AS part),
+               FROM name, unnest(to_tsvector(%(text_search)s::regconfig, rag.words(name.lexeme))) AS part
+               WHERE typed IN (SELECT typed FROM name JOIN known USING (lexeme))),
            term AS MATERIALIZED (
                SELECT lexeme, chunks,
                       ln(1 + (rows - coalesce(chunks, 0) + 0.5) / (coalesce(chunks, 0) + 0.5))

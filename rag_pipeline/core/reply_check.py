@@ -136,7 +136,8 @@ class ReplyCheck:
         return address if self._is_given(bare) else "…" + address[len(bare) :]
 
     def _is_given(self, address: str) -> bool:
-        return address in self._prompt.text
+        """Whether it stands in the prompt, and is not the beginning of another host's name or another file's."""
+        return bool(address) and bool(re.search(re.escape(address) + r"(?![\w-]|\.\w)", self._prompt.text))
 
     def _cited(self, piece: Piece, before: str) -> str:
         """Citations that stand one behind another as they are to be."""

@@ -14,11 +14,12 @@ from rag_pipeline.core.prompting import NO_ANSWER
 # so that no text is gone through twice.
 _TARGET = r"(?:[^()\s\]]|\](?!\()|\([^()\s\]]*+\)?)+"
 _TARGET_ENDS = r"""(?:\s*\)|\s+["'(]|\]\()"""
-_IN_ADDRESS = r"""[^\s<>"'`)\]]"""
-_IN_HOST = r"""[^\s<>"'`)\]/\\]"""
+# What ends an address: space, brackets, quotes, Markdown's signs, and those of Chinese and Japanese.
+_ENDS = r"""\s<>"'`)\[\]*|“”„‘’«»，。、；！？：（）「」『』【】［］"""
+_IN_ADDRESS, _IN_HOST = rf"[^{_ENDS}]", rf"[^{_ENDS}/\\]"
 _HOST = rf"{_IN_HOST}*? (?:\.|%2[eE])\w"
 # An address by its scheme, or the name that programs take for one. Another has the scheme of the page it is shown in.
-_WITH_SCHEME = rf"(?ai:https?|ftp|wss?):[/\\]+ {_IN_ADDRESS}* | (?ai:www)\.\w {_IN_ADDRESS}*"
+_WITH_SCHEME = rf"""(?ai:https?|ftp|wss?): (?:[/\\]+|{_HOST}) {_IN_ADDRESS}* | (?ai:www)\.\w {_IN_ADDRESS}*"""
 # In code what begins with // is mostly a comment.
 ADDRESS_IN_CODE = re.compile(
     rf"""{_WITH_SCHEME} | (?<=[('"=<]) [/\\]{{2}} {_HOST} {_IN_ADDRESS}*""",
@@ -46,9 +47,9 @@ def _forms(*, ended: bool) -> _Forms:
               | ` [^`\n]* (?:`|{end})"""
     # Of a Markdown link or image.
     target = rf"\]\(\s* (?: (?P<target>{_TARGET}) (?: (?={_TARGET_ENDS}) | \s*{end} ) | {end} )"
-    address = rf"{_WITH_SCHEME} | (?:/[/\\]|\\/) (?: {_HOST} {_IN_ADDRESS}* | {_IN_HOST}* {end} )"
-    marker = rf"(?ai:{re.escape(NO_ANSWER)})"
-    forms = rf"(?P<code>{code}) | (?P<marker>{marker}) | (?P<space>[ ]?){citation} | {target} | (?P<address>{address})"
+    address = rf"{_WITH_SCHEME} | (?<![A-Za-z0-9_.]) (?:/[/\\]|\\/) (?: {_HOST} {_IN_ADDRESS}* | {_IN_HOST}* {end} )"
+    marker = rf"`? (?P<marker>(?ai:{re.escape(NO_ANSWER)})) `?"
+    forms = rf"{marker} | (?P<code>{code}) | (?P<space>[ ]?){citation} | {target} | (?P<address>{address})"
     return _Forms(re.compile(forms, re.VERBOSE), re.compile(citation, re.VERBOSE))
 
 

@@ -36,10 +36,13 @@ LONGEST_QUESTION = 50_000
 LETTER = r"[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 
 # Words that must stand as they are quoted. Of single quotation marks the typographic ones alone, which an apostrophe in
-# a word (don’t) does not end.
+# a word (don’t) does not end. Those of JSON are none.
 PHRASE = re.compile(
-    rf"""(?<!{LETTER})(?:["“„]([^"“”„]+)["“”]|«([^«»]+)»|»([^«»]+)«|‘((?:[^‘’]|(?<={LETTER})’(?={LETTER}))+)’(?!{LETTER}))"""
-    r"|「([^「」]+)」|『([^『』]+)』"
+    rf"""(?<!{LETTER}) (?<![{{\[:,=]) (?<!":\s)
+         (?: ["“„]([^"“”„]+)["“”](?!:) | «([^«»]+)» | »([^«»]+)«
+           | ‘((?:[^‘’]|(?<={LETTER})’(?={LETTER}))+)’(?!{LETTER}) )
+       | 「([^「」]+)」 | 『([^『』]+)』""",
+    re.VERBOSE,
 )
 
 
@@ -234,8 +237,8 @@ class Searcher:
 
 
 def phrases(query: str) -> list[str]:
-    """What stands in quotes."""
-    return [match[match.lastindex] for match in PHRASE.finditer(query)]
+    """What stands in quotes; nothing in several lines, which are pasted: a trace's quotes are its own."""
+    return [] if "\n" in query.strip() else [match[match.lastindex] for match in PHRASE.finditer(query)]
 
 
 def _hit(rank: int, collection: str, row: dict) -> Hit:
