@@ -37,8 +37,8 @@ ENOUGH_SAID = 0.4
 # nowhere else.
 MOST_WORDS = 8
 
-# What each neighbour in the document counts for beside the chunk itself.
-NEIGHBOUR_WEIGHT = 0.25
+# What each neighbour in the document counts for beside the chunk itself, and the part of its own score that it keeps.
+NEIGHBOUR_WEIGHT, OWN_SHARE = 0.25, 0.9
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Wanted:
             "candidates": CANDIDATES,
             "piece_weight": PIECE_WEIGHT,
             "neighbour_weight": NEIGHBOUR_WEIGHT,
+            "own_share": OWN_SHARE,
             "paths_shown": PATHS_SHOWN,
             **self.condition.parameters,
         }
@@ -154,13 +155,14 @@ _FUSED = sql.SQL(
        GROUP BY content_hash"""
 )
 
-# A chunk is judged with its neighbours where that raises it: by the mean of its own score and those of the chunks
-# before and after it, which count less. A neighbour that was not found counts 0, one that the document has not is left
-# out. Nothing is lowered by what stands beside it, or the right part of a long document would come behind short ones.
+# A chunk is judged with its neighbours: by the mean of its own score and those of the chunks before and after it, which
+# count less. A neighbour that was not found counts 0, one that the document has not is left out. That lowers the right
+# part of a long document against short ones, which have no neighbours: so none is lowered by much.
 _WITH_NEIGHBOURS = sql.SQL(
     """SELECT f.content_hash,
-              greatest(f.score, (f.score + %(neighbour_weight)s * coalesce(around.score, 0))
-                                / (1 + %(neighbour_weight)s * place.neighbours)) AS score
+              greatest(%(own_share)s * f.score,
+                       (f.score + %(neighbour_weight)s * coalesce(around.score, 0))
+                       / (1 + %(neighbour_weight)s * place.neighbours)) AS score
        FROM fused f
        CROSS JOIN LATERAL (
            SELECT c.chunk_key, c.ordinal, (c.ordinal > 0)::int + (c.ordinal < k.chunks - 1)::int AS neighbours
