@@ -111,7 +111,7 @@ def lend(connection: database.ScopedConnection) -> None:
 
 def is_open(connection: Connection) -> bool:
     """Whether everybody may read: as long as no key was ever made."""
-    return connection.execute(f"SELECT {IS_OPEN}").fetchone()[0]
+    return connection.execute(sql.SQL("SELECT {}").format(sql.SQL(IS_OPEN))).fetchone()[0]
 
 
 def create_key(
