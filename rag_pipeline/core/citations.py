@@ -90,7 +90,7 @@ def _cites_in_remark(item: re.Match, separator: str, following: str, in_plural: 
 
 
 def is_year(number: int) -> bool:
-    """No prompt has as many passages."""
+    """Whether a number is taken for a year; no prompt has as many passages."""
     return 1000 <= number < 3000
 
 

@@ -118,13 +118,13 @@ def key(place: int) -> bytes:
 def bare(connection: Connection, index: VectorIndex, query: str, vector: np.ndarray, mode: str) -> list[dict]:
     """The same statement in the same settings, its parameters bound, and nothing made of its rows."""
     wanted = Wanted(
-        query,
-        None if mode == "text" else vector,
-        mode != "vector",
-        False,
-        [],
-        condition([]),
-        K + SPARE,
+        query=query,
+        vector=None if mode == "text" else vector,
+        text=mode != "vector",
+        foreign=False,
+        phrases=[],
+        condition=condition([]),
+        limit=K + SPARE,
     )
     with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
